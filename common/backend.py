@@ -1,0 +1,189 @@
+"""The contract between the network and a version of it.
+
+A version supplies the operations that make it that version: the convolution with bias and optional ReLU, and its three
+gradients. The device classes ``CpuBackend`` and ``GpuBackend`` supply what is shared: memory, the element-wise
+operations, the loss and SGD. A stage (convolution, ReLU, resampling) is put together here from those operations; a
+version that fuses them overrides ``stage_forward`` or ``stage_backward`` and nothing else changes.
+
+Who owns what: the network owns every buffer and hands views of them to the backend; the backend owns its workspace,
+which it allocates in ``prepare``. No operation allocates. An operation reads its inputs, overwrites the whole of its
+output, and leaves its inputs as they were. "Buffer" below means a float32 NumPy array on the CPU and a Numba device
+array on the GPU.
+
+Axis letters: N batch, H height, W width, C input channels, K filters, R x S the 3x3 window.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+
+from common.architecture import Architecture, Stage
+
+Layout = Literal["NHWC", "NCHW"]
+Device = Literal["cpu", "gpu"]
+Math = Literal["fp32", "tf32"]
+Buffer = Any
+
+LAYOUT_FROM_NCHW = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
+LAYOUT_TO_NCHW = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
+
+
+def activation_shape(layout: Layout, n: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Shape of N pictures or activations in ``layout``."""
+    return (n, channels, height, width) if layout == "NCHW" else (n, height, width, channels)
+
+
+def filter_shape(layout: Layout, filters: int, channels: int, window: int = 3) -> tuple[int, int, int, int]:
+    """Shape of a filter bank: (K, C, R, S) with NCHW, (K, R, S, C) with NHWC."""
+    return (filters, channels, window, window) if layout == "NCHW" else (filters, window, window, channels)
+
+
+def from_canonical(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """Copy (N, C, H, W) or (K, C, R, S) into ``layout``; filters move like pictures, so one rule serves both."""
+    return np.ascontiguousarray(array.transpose(LAYOUT_FROM_NCHW[layout]))
+
+
+def to_canonical(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """Copy an array in ``layout`` into the canonical order (N, C, H, W) or (K, C, R, S)."""
+    return np.ascontiguousarray(array.transpose(LAYOUT_TO_NCHW[layout]))
+
+
+class Backend(ABC):
+    """One version on one device.
+
+    Subclasses set ``layout``, ``device`` and, where sums across threads can differ from run to run,
+    ``deterministic = False``.
+    """
+
+    layout: Layout
+    device: Device
+    deterministic: bool = True
+
+    def __init__(self, *, math: Math = "fp32", threads: int | None = None) -> None:
+        """Make a backend; ``threads`` is for the CPU and ``math`` for GEMM on a GPU. Each ignores the other's."""
+        self.math: Math = math
+        self.threads = threads
+
+    # Memory -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: type = np.float32) -> Buffer:
+        """Allocate a C-contiguous buffer with undefined content on the device."""
+
+    @abstractmethod
+    def write(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Copy a host array of the same shape and dtype into ``buffer``."""
+
+    @abstractmethod
+    def read(self, buffer: Buffer) -> np.ndarray:
+        """Copy ``buffer`` to a new host array. Waits only for the copy: call ``synchronize`` first."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything that was asked of the device is done."""
+
+    def upload(self, array: np.ndarray) -> Buffer:
+        """Allocate a buffer and fill it from a host array."""
+        buffer = self.empty(array.shape, array.dtype.type)
+        self.write(buffer, np.ascontiguousarray(array))
+        return buffer
+
+    def prepare(self, architecture: Architecture, batch_size: int) -> None:  # noqa: B027
+        """Allocate the workspace for these stages and at most ``batch_size`` pictures; by default there is none."""
+
+    # What makes a version ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def conv2d_forward(self, x: Buffer, w: Buffer, b: Buffer, y: Buffer, relu: bool) -> None:
+        """Write y = conv(x, w) + b, then max(y, 0) if ``relu``; 3x3, stride 1, padding 1 (cross-correlation)."""
+
+    @abstractmethod
+    def conv2d_backward_data(self, dy: Buffer, w: Buffer, dx: Buffer) -> None:
+        """Write the gradient to the convolution's input."""
+
+    @abstractmethod
+    def conv2d_backward_filter(self, x: Buffer, dy: Buffer, dw: Buffer) -> None:
+        """Write the gradient to the filters, summed over the batch."""
+
+    @abstractmethod
+    def conv2d_backward_bias(self, dy: Buffer, db: Buffer) -> None:
+        """Write the gradient to the biases (K,): the sum of dy over N, H and W."""
+
+    # Shared by the versions of a device -------------------------------------------------------------------------
+
+    @abstractmethod
+    def gather_batch(self, images: Buffer, order: Buffer, start: int, x: Buffer) -> None:
+        """Fill x with pictures ``order[start:start + N]``, scaled from bytes to [0, 1], in the backend's layout.
+
+        ``images`` (samples, 3, H, W) uint8; ``order`` (samples,) int32; N is x's.
+        """
+
+    @abstractmethod
+    def maxpool_forward(self, y: Buffer, out: Buffer) -> None:
+        """Write the 2x2, stride-2 maximum of y; a NaN in the window wins."""
+
+    @abstractmethod
+    def relu_maxpool_backward(self, y: Buffer, dout: Buffer, dy: Buffer) -> None:
+        """Write the gradient through the pooling and the ReLU before it.
+
+        ``y`` is what came out of the ReLU. The first maximum of a window in row-major order gets the gradient, and
+        only where it is positive. ``dy`` may be ``y`` itself.
+        """
+
+    @abstractmethod
+    def upsample_forward(self, y: Buffer, out: Buffer) -> None:
+        """Write each value of y into a 2x2 block (nearest neighbour)."""
+
+    @abstractmethod
+    def relu_upsample_backward(self, y: Buffer, dout: Buffer, dy: Buffer) -> None:
+        """Write the gradient through the upsampling and the ReLU before it; ``dy`` may be ``y`` itself."""
+
+    @abstractmethod
+    def mse_loss(self, prediction: Buffer, target: Buffer, gradient: Buffer, losses: Buffer, step: int) -> None:
+        """Write the mean squared error into ``losses[step]`` and (2/n)(prediction - target) into ``gradient``.
+
+        ``gradient`` may be ``prediction`` itself.
+        """
+
+    @abstractmethod
+    def sgd(self, parameters: Buffer, gradients: Buffer, learning_rate: float) -> None:
+        """Subtract learning_rate * gradients from parameters, both flat."""
+
+    # A stage, put together from operations ----------------------------------------------------------------------
+
+    def stage_forward(self, stage: Stage, x: Buffer, w: Buffer, b: Buffer, y: Buffer, out: Buffer) -> None:
+        """Run convolution, ReLU and resampling: x -> y -> out; ``out`` is ``y`` where nothing is resampled."""
+        self.conv2d_forward(x, w, b, y, stage.relu)
+        if stage.resample == "maxpool":
+            self.maxpool_forward(y, out)
+        elif stage.resample == "upsample":
+            self.upsample_forward(y, out)
+
+    def stage_backward(
+        self,
+        stage: Stage,
+        x: Buffer,
+        w: Buffer,
+        y: Buffer,
+        dout: Buffer,
+        dw: Buffer,
+        db: Buffer,
+        dx: Buffer | None,
+    ) -> None:
+        """Turn the gradient to a stage's output into those to its parameters and, unless dx is None, its input.
+
+        Memory is reused: the gradient to the convolution's output replaces ``y``, and ``dx`` may share ``x``'s
+        storage, so the filter gradient, which reads x, comes first.
+        """
+        if stage.resample == "maxpool":
+            self.relu_maxpool_backward(y, dout, y)
+        elif stage.resample == "upsample":
+            self.relu_upsample_backward(y, dout, y)
+        dy = y if stage.resample is not None else dout
+        self.conv2d_backward_filter(x, dy, dw)
+        self.conv2d_backward_bias(dy, db)
+        if dx is not None:
+            self.conv2d_backward_data(dy, w, dx)

@@ -1,0 +1,204 @@
+"""The network on a backend: owns the buffers, walks the stages forward and backward. No device code here.
+
+Memory is planned from the architecture alone. A gradient never needs memory of its own: the gradient to a
+convolution's output replaces that output once the ReLU and pooling decisions have been read from it, and the gradient
+to a stage's input replaces that input once the filter gradient has read it. So one buffer holds "an activation, later
+its gradient". Parameters lie in one flat buffer and their gradients in another, so that SGD is one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+
+from common.architecture import Architecture
+from common.backend import Backend, Buffer, Layout, activation_shape, filter_shape, from_canonical, to_canonical
+
+ALIGNMENT = 64  # floats: each parameter starts on a 256-byte boundary of the flat buffer
+
+
+@dataclass(frozen=True)
+class BufferPlan:
+    """One buffer of the network: its shape in the backend's layout, and what it is for."""
+
+    name: str
+    shape: tuple[int, ...]
+    purpose: str
+
+    @property
+    def bytes(self) -> int:
+        """Size in bytes; every buffer is float32."""
+        return 4 * prod(self.shape)
+
+
+def plan_activations(architecture: Architecture, batch_size: int, layout: Layout) -> list[BufferPlan]:
+    """Plan the input, each convolution's output and each resampled output, which later hold their gradients."""
+    channels, height, width = architecture.input_shape
+    plans = [BufferPlan("input", activation_shape(layout, batch_size, channels, height, width), "batch of pictures")]
+    for stage in architecture.stages:
+        shape = activation_shape(layout, batch_size, stage.out_channels, stage.height, stage.width)
+        plans.append(BufferPlan(stage.name, shape, "activation, then its gradient"))
+        if stage.resample is not None:
+            shape = activation_shape(layout, batch_size, stage.out_channels, stage.out_height, stage.out_width)
+            plans.append(BufferPlan(f"{stage.name}.{stage.resample}", shape, "activation, then its gradient"))
+    return plans
+
+
+def parameter_shapes(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for stage in architecture.stages:
+        shapes[f"{stage.name}.weight"] = filter_shape(layout, stage.out_channels, stage.in_channels)
+        shapes[f"{stage.name}.bias"] = (stage.out_channels,)
+    return shapes
+
+
+def flat_offsets(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
+    """Where each parameter starts in the flat buffer, and the buffer's length, both in floats."""
+    offsets = {}
+    end = 0
+    for name, shape in shapes.items():
+        offsets[name] = end
+        end += -(-prod(shape) // ALIGNMENT) * ALIGNMENT
+    return offsets, end
+
+
+def initial_parameters(architecture: Architecture, seed: int) -> dict[str, np.ndarray]:
+    """Draw float32 weights in canonical order (K, C, R, S), He normal; biases are zero.
+
+    Source: He, Zhang, Ren and Sun, "Delving Deep into Rectifiers", 2015: standard deviation sqrt(2 / fan_in).
+    """
+    rng = np.random.default_rng(seed)
+    parameters = {}
+    for name, shape in parameter_shapes(architecture, "NCHW").items():
+        if name.endswith(".weight"):
+            deviation = np.sqrt(2 / prod(shape[1:]))
+            parameters[name] = (rng.standard_normal(shape) * deviation).astype(np.float32)
+        else:
+            parameters[name] = np.zeros(shape, np.float32)
+    return parameters
+
+
+@dataclass(frozen=True)
+class _Views:
+    """The activations of a batch of a certain size: views of the first pictures of the full buffers."""
+
+    picture: Buffer
+    convolved: list[Buffer]
+    outputs: list[Buffer]
+
+
+class Network:
+    """The stages of ``architecture`` run by ``backend``, for batches of at most ``batch_size`` pictures."""
+
+    def __init__(
+        self, backend: Backend, architecture: Architecture, batch_size: int, parameters: dict[str, np.ndarray]
+    ) -> None:
+        """Allocate everything and lay out ``parameters`` (canonical order) for the backend."""
+        self.backend = backend
+        self.architecture = architecture
+        self.batch_size = batch_size
+        backend.prepare(architecture, batch_size)
+
+        shapes = parameter_shapes(architecture, backend.layout)
+        offsets, length = flat_offsets(shapes)
+        self._flat = backend.upload(np.zeros(length, np.float32))
+        self._flat_gradients = backend.upload(np.zeros(length, np.float32))
+        self.parameters = {}
+        self.gradients = {}
+        for name, shape in shapes.items():
+            span = slice(offsets[name], offsets[name] + prod(shape))
+            self.parameters[name] = self._flat[span].reshape(shape)
+            self.gradients[name] = self._flat_gradients[span].reshape(shape)
+        self.write_parameters(parameters)
+
+        plans = plan_activations(architecture, batch_size, backend.layout)
+        self.activations = {plan.name: backend.empty(plan.shape) for plan in plans}
+        self._views: dict[int, _Views] = {}
+
+    def write_parameters(self, parameters: dict[str, np.ndarray]) -> None:
+        """Set every parameter from its canonical form."""
+        for name, buffer in self.parameters.items():
+            value = np.asarray(parameters[name], np.float32)
+            self.backend.write(buffer, from_canonical(value, self.backend.layout) if value.ndim == 4 else value)
+
+    def read_parameters(self) -> dict[str, np.ndarray]:
+        """Copy every parameter to the host in canonical order."""
+        return self._read(self.parameters)
+
+    def read_gradients(self) -> dict[str, np.ndarray]:
+        """Copy the last step's gradient of every parameter to the host in canonical order."""
+        return self._read(self.gradients)
+
+    def views(self, n: int) -> _Views:
+        """Views for a batch of n pictures, made the first time that n is seen."""
+        if n not in self._views:
+            cut = {name: buffer if n == self.batch_size else buffer[:n] for name, buffer in self.activations.items()}
+            stages = self.architecture.stages
+            self._views[n] = _Views(
+                picture=cut["input"],
+                convolved=[cut[stage.name] for stage in stages],
+                outputs=[cut[f"{stage.name}.{stage.resample}" if stage.resample else stage.name] for stage in stages],
+            )
+        return self._views[n]
+
+    def forward(self, n: int) -> Buffer:
+        """Run the stages on the n pictures in the input buffer; returns the prediction's buffer."""
+        views = self.views(n)
+        x = views.picture
+        for stage, y, out in zip(self.architecture.stages, views.convolved, views.outputs, strict=True):
+            weight, bias = self.parameters[f"{stage.name}.weight"], self.parameters[f"{stage.name}.bias"]
+            self.backend.stage_forward(stage, x, weight, bias, y, out)
+            x = out
+        return x
+
+    def backward(self, n: int) -> None:
+        """Fill every parameter's gradient; the last output buffer holds the gradient to the prediction."""
+        views = self.views(n)
+        inputs = [views.picture, *views.outputs[:-1]]
+        for i in reversed(range(len(self.architecture.stages))):
+            stage = self.architecture.stages[i]
+            self.backend.stage_backward(
+                stage,
+                inputs[i],
+                self.parameters[f"{stage.name}.weight"],
+                views.convolved[i],
+                views.outputs[i],
+                self.gradients[f"{stage.name}.weight"],
+                self.gradients[f"{stage.name}.bias"],
+                inputs[i] if i > 0 else None,
+            )
+
+    def step(
+        self, images: Buffer, order: Buffer, start: int, n: int, learning_rate: float, losses: Buffer, index: int
+    ) -> None:
+        """One training step on pictures ``order[start:start + n]``; the loss goes to ``losses[index]``."""
+        views = self.views(n)
+        self.backend.gather_batch(images, order, start, views.picture)
+        prediction = self.forward(n)
+        self.backend.mse_loss(prediction, views.picture, prediction, losses, index)
+        self.backward(n)
+        self.backend.sgd(self._flat, self._flat_gradients, learning_rate)
+
+    def poison(self) -> None:
+        """Fill every activation and gradient with NaN, so that whatever a step leaves unwritten shows."""
+        for buffer in [*self.activations.values(), *self.gradients.values()]:
+            self.backend.write(buffer, np.full(buffer.shape, np.nan, np.float32))
+
+    def _read(self, buffers: dict[str, Buffer]) -> dict[str, np.ndarray]:
+        self.backend.synchronize()
+        host = {name: self.backend.read(buffer) for name, buffer in buffers.items()}
+        return {
+            name: to_canonical(value, self.backend.layout) if value.ndim == 4 else value
+            for name, value in host.items()
+        }
+
+
+def check_architecture(architecture: Architecture) -> None:
+    """Raise ValueError unless every stage but the last resamples, which the sharing of memory relies on."""
+    for before, _ in pairwise(architecture.stages):
+        if before.resample is None:
+            raise ValueError(f"{before.name} must resample: its output and its gradient would share memory with y")

@@ -1,0 +1,1 @@
+"""The versions: one folder each, found through ``versions.registry``; none imports another."""

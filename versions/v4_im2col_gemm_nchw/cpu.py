@@ -1,0 +1,281 @@
+"""V4 on the CPU: each thread unfolds one picture at a time and hands it to single-threaded BLAS.
+
+Whole-batch products would stream hundreds of megabytes of columns through memory; a picture's columns (at most about
+a megabyte in this network) are used while they are still in the core's cache. The product is BLAS's sgemm, called from inside
+the parallel loop through the function pointer that SciPy exports, because that form can accumulate (beta = 1) into a
+thread's own filter gradient without a temporary.
+"""
+
+import ctypes
+
+import numpy as np
+from numba import njit, prange
+from numba.extending import get_cython_function_address
+
+from common.architecture import Architecture
+from common.backend import Math
+from common.cpu import CpuBackend
+from common.cpu_kernels import SUM_MATH
+from versions.v4_im2col_gemm_nchw import workspace
+
+_sgemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(
+    get_cython_function_address("scipy.linalg.cython_blas", "sgemm")
+)
+NO, YES = np.uint8(ord("N")), np.uint8(ord("T"))
+
+
+class Product:
+    """The constant arguments of one sgemm: c (m, n) = op(a) . op(b) + beta * c, all row-major and contiguous.
+
+    BLAS takes every argument by address and thinks in column-major order, in which a row-major matrix is its own
+    transpose: c^T = op(b)^T . op(a)^T. So b goes first and m and n change places.
+    """
+
+    def __init__(self, m: int, n: int, k: int, *, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
+        """Fix the shapes; a is (m, k) or, transposed, (k, m), and b is (k, n) or (n, k)."""
+        lda, ldb = (m if transpose_a else k), (k if transpose_b else n)
+        self.letters = np.array([YES if transpose_b else NO, YES if transpose_a else NO])
+        self.integers = np.array([n, m, k, ldb, lda, n], np.int32)
+        self.scalars = np.array([1, 1 if accumulate else 0], np.float32)
+
+    @property
+    def arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the kernels pass on to ``gemm``."""
+        return self.letters, self.integers, self.scalars
+
+
+@njit
+def gemm(product, a, b, c):
+    letters, integers, scalars = product
+    _sgemm(
+        letters.ctypes,
+        letters[1:].ctypes,
+        integers.ctypes,
+        integers[1:].ctypes,
+        integers[2:].ctypes,
+        scalars.ctypes,
+        b.ctypes,
+        integers[3:].ctypes,
+        a.ctypes,
+        integers[4:].ctypes,
+        scalars[1:].ctypes,
+        c.ctypes,
+        integers[5:].ctypes,
+    )
+
+
+@njit
+def im2col(x, columns):
+    # x (C,H,W)  columns (C*9, H*W): row (c,r,s) at position (h,w) is x[c, h+r-1, w+s-1], zero outside
+    C, H, W = x.shape
+    P = H * W
+    plane = x.reshape(C, P)
+    for c in range(C):
+        for r in range(3):
+            for s in range(3):
+                row = columns[(c * 3 + r) * 3 + s]
+                # A shift by (r-1, s-1) is one by `shift` in the flat plane; what wraps around a side is zeroed below.
+                shift = (r - 1) * W + s - 1
+                first, last = max(0, -shift), min(P, P - shift)
+                source = plane[c, first + shift : last + shift]
+                target = row[first:last]
+                for i in range(last - first):
+                    target[i] = source[i]
+                for i in range(first):
+                    row[i] = 0
+                for i in range(last, P):
+                    row[i] = 0
+                if s != 1:
+                    side = 0 if s == 0 else W - 1
+                    for h in range(H):
+                        row[h * W + side] = 0
+
+
+@njit
+def col2im(columns, bias, relu, out):
+    # columns (K*9, H*W), spoiled  bias (K,) or (0,)  out (K,H,W): the transpose of im2col, then bias and ReLU
+    K, H, W = out.shape
+    P = H * W
+    planes = out.reshape(K, P)
+    zero = np.float32(0)
+    for k in range(K):
+        plane = planes[k]
+        start = bias[k] if bias.size > 0 else zero
+        # The centre tap reaches every position.
+        centre = columns[k * 9 + 4]
+        for i in range(P):
+            plane[i] = centre[i] + start
+        for r in range(3):
+            for s in range(3):
+                if r == 1 and s == 1:
+                    continue
+                row = columns[(k * 3 + r) * 3 + s]
+                if s != 1:
+                    # These fell outside the picture and must not wrap into its neighbouring row.
+                    side = 0 if s == 0 else W - 1
+                    for h in range(H):
+                        row[h * W + side] = 0
+                shift = (r - 1) * W + s - 1
+                first, last = max(0, -shift), min(P, P - shift)
+                target = plane[first + shift : last + shift]
+                source = row[first:last]
+                for i in range(last - first):
+                    target[i] += source[i]
+        if relu:
+            for i in range(P):
+                # Written so that a NaN is not turned into zero.
+                plane[i] = zero if plane[i] <= zero else plane[i]
+
+
+@njit(parallel=True)
+def columns_gemm_kernel(product, x, w, b, y, relu, workspace):
+    # x (N,C,H,W)  w (K,C*9)  b (K,) or (0,)  y (N,K,H,W): y = w . im2col(x) + b
+    N, C, H, W = x.shape
+    K = y.shape[1]
+    P = H * W
+    zero = np.float32(0)
+    threads = workspace.shape[0]
+    for t in prange(threads):
+        columns = workspace[t, : C * 9 * P].reshape(C * 9, P)
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            im2col(x[n], columns)
+            gemm(product, w, columns, y[n])
+            planes = y[n].reshape(K, P)
+            if b.size > 0:
+                for k in range(K):
+                    for i in range(P):
+                        value = planes[k, i] + b[k]
+                        planes[k, i] = zero if relu and value <= zero else value
+
+
+@njit(parallel=True)
+def gemm_columns_kernel(product, x, w, b, y, relu, workspace):
+    # x (N,C,H,W)  w (C,K*9)  b (K,) or (0,)  y (N,K,H,W): y = col2im(w^T . x) + b
+    N, K, H, W = y.shape
+    P = H * W
+    threads = workspace.shape[0]
+    for t in prange(threads):
+        columns = workspace[t, : K * 9 * P].reshape(K * 9, P)
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            gemm(product, w, x[n], columns)
+            col2im(columns, b, relu, y[n])
+
+
+@njit(parallel=True)
+def filter_gradient_kernel(product, narrow, wide, gradient, workspace, partials):
+    # narrow (N,C,H,W)  wide (N,K,H,W)  gradient (K,C*9) = the sum over n of wide[n] . im2col(narrow[n])^T
+    N, C, H, W = narrow.shape
+    P = H * W
+    threads = workspace.shape[0]
+    size = gradient.size
+    for t in prange(threads):
+        columns = workspace[t, : C * 9 * P].reshape(C * 9, P)
+        partial = partials[t, :size]
+        partial[:] = 0
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            im2col(narrow[n], columns)
+            gemm(product, wide[n], columns, partial)
+    flat = gradient.reshape(size)
+    flat[:] = partials[0, :size]
+    for t in range(1, threads):
+        for i in range(size):
+            flat[i] += partials[t, i]
+
+
+@njit(parallel=True, fastmath=SUM_MATH)
+def conv2d_backward_bias_kernel(dy, db):
+    # dy (N,K,H,W)  db (K,)
+    N, K, H, W = dy.shape
+    for k in prange(K):
+        total = np.float32(0)
+        for n in range(N):
+            # A plane's sum first: short sums added together lose less than one long one.
+            plane = np.float32(0)
+            for h in range(H):
+                for w in range(W):
+                    plane += dy[n, k, h, w]
+            total += plane
+        db[k] = total
+
+
+@njit
+def turn_filters(w, out):
+    # w (K,C,R,S)  out (C,K*R*S): channels exchanged, each window turned by 180 degrees. Its own inverse, K and C swapped.
+    K, C, R, S = w.shape
+    turned = out.reshape(C, K, R, S)
+    for k in range(K):
+        for c in range(C):
+            for r in range(R):
+                for s in range(S):
+                    turned[c, k, r, s] = w[k, c, R - 1 - r, S - 1 - s]
+
+
+class Im2colGemmCpu(CpuBackend):
+    """V4's four convolution operations on the CPU."""
+
+    layout = "NCHW"
+
+    def __init__(self, *, math: Math = "fp32", threads: int | None = None) -> None:
+        """See CpuBackend."""
+        super().__init__(math=math, threads=threads)
+        self._no_bias = np.empty(0, np.float32)
+        self._products: dict[tuple, tuple] = {}
+
+    def prepare(self, architecture: Architecture, batch_size: int) -> None:
+        """Allocate a column matrix and a partial filter gradient for each thread."""
+        super().prepare(architecture, batch_size)
+        shapes = workspace(architecture, batch_size, "cpu", self.threads)
+        self._columns = self.empty(shapes["columns"])
+        self._turned = self.empty(shapes["turned filters"])
+        self._partials = self.empty(shapes["filter gradient parts"])
+
+    def conv2d_forward(self, x, w, b, y, relu):
+        self._convolve(x, w, b, y, relu)
+
+    def conv2d_backward_data(self, dy, w, dx):
+        # dx is the convolution of dy with the filters turned and their channels exchanged.
+        self._convolve(dy, w, self._no_bias, dx, relu=False, transposed=True)
+
+    def conv2d_backward_filter(self, x, dy, dw):
+        turn = x.shape[1] > dy.shape[1]
+        narrow, wide = (dy, x) if turn else (x, dy)
+        rows, columns = wide.shape[1], 9 * narrow.shape[1]
+        gradient = (self._turned[: dw.size] if turn else dw).reshape(rows, columns)
+        positions = x.shape[2] * x.shape[3]
+        product = self._product(rows, columns, positions, transpose_b=True, accumulate=True)
+        filter_gradient_kernel(product, narrow, wide, gradient, self._columns, self._partials)
+        if turn:
+            turn_filters(gradient.reshape(rows, narrow.shape[1], 3, 3), dw.reshape(narrow.shape[1], -1))
+
+    def conv2d_backward_bias(self, dy, db):
+        conv2d_backward_bias_kernel(dy, db)
+
+    def _convolve(self, source, w, b, target, relu, *, transposed=False):
+        """Convolve source (N,C,H,W) into target (N,K,H,W) with w (K,C,3,3), or, transposed, with w (C,K,3,3) turned."""
+        C, K = source.shape[1], target.shape[1]
+        positions = source.shape[2] * source.shape[3]
+        unfold_source = C < K or (C == K and not transposed)
+        # Unfolding the source wants w as (K, C*9); folding the target wants it as (C, K*9). The bank that is not
+        # stored that way is turned.
+        if unfold_source == transposed:
+            bank = self._turned[: w.size].reshape(w.shape[1], -1)
+            turn_filters(w, bank)
+        else:
+            bank = w.reshape(w.shape[0], -1)
+        if unfold_source:
+            product = self._product(K, positions, 9 * C)
+            columns_gemm_kernel(product, source, bank, b, target, relu, self._columns)
+        else:
+            product = self._product(9 * K, positions, C, transpose_a=True)
+            gemm_columns_kernel(product, source, bank, b, target, relu, self._columns)
+
+    def _product(self, m, n, k, *, transpose_a=False, transpose_b=False, accumulate=False):
+        key = (m, n, k, transpose_a, transpose_b, accumulate)
+        if key not in self._products:
+            self._products[key] = Product(
+                m, n, k, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate
+            ).arguments
+        return self._products[key]
+
+
+make_backend = Im2colGemmCpu
