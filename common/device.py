@@ -1,0 +1,140 @@
+"""Which devices this machine has, and if one cannot be used, why not.
+
+Nothing here imports CUDA code at module level: a machine with no GPU imports and runs everything. "Installed" is not
+believed: the imports that a run needs are made for real, cuBLAS included, because package metadata and CuPy's own
+configuration report it present when it is not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.backend import Device
+from common.errors import UsageError
+
+GPU_INSTALL_HINT = 'install the GPU packages with: python -m pip install -e ".[cuda12]" (or ".[cuda13]")'
+DEVICES: tuple[Device, ...] = ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class DeviceStatus:
+    """Whether a device can be used; ``reason`` says why not, and is empty where it can."""
+
+    device: Device
+    available: bool
+    name: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One thing that was tried for real."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def cpu_name() -> str:
+    """The processor's model as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def in_simulator() -> bool:
+    """Whether this process runs CUDA kernels in Numba's simulator, which is never to be called a GPU."""
+    from numba.core import config
+
+    return bool(config.ENABLE_CUDASIM)
+
+
+def probe_gpu() -> list[Probe]:
+    """Try, in order, everything that the GPU versions need; stops at the first failure."""
+    probes: list[Probe] = []
+
+    def attempt(what: str, action, hint: str = "") -> bool:
+        try:
+            probes.append(Probe(what, True, str(action())))
+        except Exception as error:  # any failure to load a driver or a library is an answer here, not a crash
+            first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            probes.append(Probe(what, False, f"{first_line}{'; ' + hint if hint else ''}"))
+        return probes[-1].ok
+
+    if in_simulator():
+        return [Probe("real device", False, "NUMBA_ENABLE_CUDASIM is set: Numba's simulator is not a GPU")]
+    steps = (
+        ("NVIDIA driver", _driver, "a machine with an NVIDIA GPU and its driver is needed"),
+        ("numba-cuda", _numba_cuda, GPU_INSTALL_HINT),
+        ("CuPy", _cupy, GPU_INSTALL_HINT),
+        ("cuBLAS through CuPy", _cublas, GPU_INSTALL_HINT),
+    )
+    for what, action, hint in steps:
+        if not attempt(what, action, hint):
+            break
+    return probes
+
+
+def device_status(device: Device) -> DeviceStatus:
+    """Whether ``device`` can be used here, and its model."""
+    if device == "cpu":
+        return DeviceStatus("cpu", True, cpu_name())
+    probes = probe_gpu()
+    failed = next((probe for probe in probes if not probe.ok), None)
+    if failed:
+        return DeviceStatus("gpu", False, "", f"{failed.what}: {failed.detail}")
+    return DeviceStatus("gpu", True, probes[0].detail)
+
+
+def choose_device(asked: str) -> Device:
+    """Resolve ``auto``; UsageError with the reason if what was asked for is not there. Never falls back."""
+    if asked not in ("auto", *DEVICES):
+        raise UsageError(f"unknown device {asked!r}: choose from auto, {', '.join(DEVICES)}")
+    if asked == "cpu":
+        return "cpu"
+    status = device_status("gpu")
+    if status.available:
+        return "gpu"
+    if asked == "gpu":
+        raise UsageError(f"--device gpu cannot run here: {status.reason}. Choose cpu or auto")
+    return "cpu"
+
+
+def _driver() -> str:
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        if pynvml.nvmlDeviceGetCount() == 0:
+            raise RuntimeError("the driver reports no GPU")
+        return pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _numba_cuda() -> str:
+    from numba import cuda
+
+    importlib.import_module("numba_cuda")
+    cuda.current_context()
+    return f"{importlib.metadata.version('numba-cuda')}"
+
+
+def _cupy() -> str:
+    import cupy
+
+    cupy.zeros(1).sum().item()
+    return cupy.__version__
+
+
+def _cublas() -> str:
+    from cupy.cuda import cublas, device
+
+    return f"version {cublas.getVersion(device.get_cublas_handle())}"

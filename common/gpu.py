@@ -1,0 +1,265 @@
+"""What every GPU version shares: memory and stream, launches, GEMM, element-wise operations and SGD.
+
+Two runtimes stand behind the same few calls. ``CudaRuntime`` is a real GPU: CuPy owns the memory, each array is wrapped
+for Numba once, and kernels and cuBLAS run on one explicit stream. ``SimulatorRuntime`` is Numba's simulator, for tests
+only, where NumPy stands in for cuBLAS and nothing else is different. A buffer is a Numba device array in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from common import gpu_kernels
+from common.architecture import Architecture
+from common.backend import Backend, Buffer, Math
+from common.device import in_simulator
+
+CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 0, 3  # cublasMath_t
+MOST_PARTIALS = 16_384  # threads that share the sum of the loss
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A row-major float32 matrix inside a buffer: where it starts, and how far apart those of a batch are, in floats.
+
+    Stride 0 uses the same matrix for the whole batch.
+    """
+
+    buffer: Buffer
+    offset: int = 0
+    stride: int = 0
+    transposed: bool = False
+
+
+class CudaRuntime:
+    """A real GPU through CuPy, on one stream."""
+
+    threads_per_block = 256
+
+    def __init__(self, math: Math) -> None:
+        """Open the device; ``math`` decides whether cuBLAS may use TF32."""
+        import cupy
+        from cupy.cuda import cublas, device
+
+        self._cupy = cupy
+        self._cublas = cublas
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream.use()  # CuPy's allocations and cuBLAS calls of this thread follow this stream
+        self._numba_stream = cuda.external_stream(self.stream.ptr)
+        self._handle = device.get_cublas_handle()
+        cublas.setMathMode(self._handle, CUBLAS_TF32_TENSOR_OP_MATH if math == "tf32" else CUBLAS_DEFAULT_MATH)
+
+    def empty(self, shape: tuple[int, ...], dtype: type) -> Buffer:
+        """Allocate from CuPy's pool and wrap for Numba, once."""
+        return cuda.as_cuda_array(self._cupy.empty(shape, dtype), sync=False)
+
+    def write(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Copy from the host; the array may be changed as soon as this returns."""
+        buffer.copy_to_device(np.ascontiguousarray(array), stream=self._numba_stream)
+        self.stream.synchronize()
+
+    def read(self, buffer: Buffer) -> np.ndarray:
+        """Copy to the host."""
+        host = buffer.copy_to_host(stream=self._numba_stream)
+        self.stream.synchronize()
+        return host
+
+    def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Any:
+        """Fix a kernel's launch shape and stream."""
+        return kernel[grid, block, self._numba_stream]
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self.stream.synchronize()
+
+    def memory_in_use(self) -> int:
+        """Bytes of the device that are not free, by whomever: CuPy's pool, cuBLAS and the context included."""
+        free, total = self._cupy.cuda.runtime.memGetInfo()
+        return total - free
+
+    def gemm(
+        self, m: int, n: int, k: int, a: Operand, b: Operand, c: Operand, *, batch: int = 1, accumulate: bool = False
+    ) -> None:
+        """c (m, n) = op(a) . op(b), added to c if ``accumulate``, for each of a batch; row-major.
+
+        cuBLAS is column-major, where a row-major matrix is its own transpose: b goes first, m and n change places.
+        """
+        lda, ldb = (m if a.transposed else k), (k if b.transposed else n)
+        pointers = [
+            operand.buffer.device_ctypes_pointer.value + 4 * operand.offset for operand in (b, a, c)
+        ]
+        beta = 1.0 if accumulate else 0.0
+        handle, letters = self._handle, (int(b.transposed), int(a.transposed))  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
+        if batch == 1:
+            self._cublas.sgemm(
+                handle, *letters, n, m, k, 1.0, pointers[0], ldb, pointers[1], lda, beta, pointers[2], n
+            )
+        else:
+            self._cublas.sgemmStridedBatched(
+                handle, *letters, n, m, k, 1.0,
+                pointers[0], ldb, b.stride,
+                pointers[1], lda, a.stride,
+                beta,
+                pointers[2], n, c.stride,
+                batch,
+            )  # fmt: skip
+
+
+class SimulatorRuntime:
+    """Numba's simulator: the kernels run as Python, in small blocks because each thread costs real time."""
+
+    threads_per_block = 32
+
+    def empty(self, shape: tuple[int, ...], dtype: type) -> Buffer:
+        """Allocate a simulated device array."""
+        return cuda.device_array(shape, dtype)
+
+    def write(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Copy in."""
+        buffer.copy_to_device(np.ascontiguousarray(array))
+
+    def read(self, buffer: Buffer) -> np.ndarray:
+        """Copy out."""
+        return buffer.copy_to_host()
+
+    def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Any:
+        """Fix a kernel's launch shape; anew at each call, because here the kernel object itself remembers it."""
+        return lambda *arguments: kernel[grid, block](*arguments)
+
+    def synchronize(self) -> None:
+        """Do nothing: the simulator has finished when a launch returns."""
+
+    def memory_in_use(self) -> int:
+        """There is no device memory here."""
+        return 0
+
+    def gemm(
+        self, m: int, n: int, k: int, a: Operand, b: Operand, c: Operand, *, batch: int = 1, accumulate: bool = False
+    ) -> None:
+        """NumPy in cuBLAS's place; see CudaRuntime.gemm."""
+        hosts = [operand.buffer.copy_to_host().reshape(-1) for operand in (a, b, c)]
+
+        def matrix(operand: Operand, host: np.ndarray, rows: int, columns: int, i: int) -> np.ndarray:
+            first = operand.offset + i * operand.stride
+            flat = host[first : first + rows * columns]
+            return flat.reshape(columns, rows).T if operand.transposed else flat.reshape(rows, columns)
+
+        for i in range(batch):
+            left, right = matrix(a, hosts[0], m, k, i), matrix(b, hosts[1], k, n, i)
+            target = matrix(c, hosts[2], m, n, i)
+            target[...] = left @ right + (target if accumulate else 0)
+        c.buffer.copy_to_device(hosts[2].reshape(c.buffer.shape))
+
+
+class GpuBackend(Backend):
+    """A version on the GPU: subclasses add the four convolution operations."""
+
+    device = "gpu"
+
+    def __init__(self, *, math: Math = "fp32", threads: int | None = None, runtime: Any = None) -> None:
+        """Open the device, or use the ``runtime`` given (tests and the compile check bring their own)."""
+        super().__init__(math=math, threads=threads)
+        self.runtime = runtime or (SimulatorRuntime() if in_simulator() else CudaRuntime(math))
+        self._bound: dict[tuple, Any] = {}
+        self._reshaped: dict[tuple[int, tuple[int, ...]], tuple[Buffer, Buffer]] = {}
+
+    # Launching --------------------------------------------------------------------------------------------------
+
+    def launch(self, kernel: Any, values: int, *arguments: Any) -> None:
+        """Run ``kernel`` with a thread for each of ``values``, in one dimension."""
+        block = self.runtime.threads_per_block
+        self.launch_grid(kernel, (-(-values // block),), (block,), *arguments)
+
+    def launch_grid(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
+        """Run ``kernel`` in a given shape, bound the first time it is seen."""
+        key = (kernel, grid, block)
+        launcher = self._bound.get(key)
+        if launcher is None:
+            launcher = self._bound[key] = self.runtime.bind(kernel, grid, block)
+        launcher(*arguments)
+
+    def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
+        """A view of ``buffer`` in another shape, made once: making one costs more than a launch."""
+        key = (id(buffer), shape)
+        if key not in self._reshaped:
+            # The buffer itself is kept too, so that its id stays its own.
+            self._reshaped[key] = (buffer, buffer.reshape(shape))
+        return self._reshaped[key][1]
+
+    def _planes(self, buffer: Buffer) -> Buffer:
+        """(outer, H, W, inner), as the element-wise kernels want it."""
+        if self.layout == "NHWC":
+            return buffer
+        n, c, h, w = buffer.shape
+        return self.reshaped(buffer, (n * c, h, w, 1))
+
+    # Memory -----------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: tuple[int, ...], dtype: type = np.float32) -> Buffer:
+        """See Backend."""
+        return self.runtime.empty(shape, dtype)
+
+    def write(self, buffer: Buffer, array: np.ndarray) -> None:
+        """See Backend."""
+        self.runtime.write(buffer, array)
+
+    def read(self, buffer: Buffer) -> np.ndarray:
+        """See Backend."""
+        return self.runtime.read(buffer)
+
+    def synchronize(self) -> None:
+        """See Backend."""
+        self.runtime.synchronize()
+
+    def prepare(self, architecture: Architecture, batch_size: int) -> None:
+        """Allocate the partial sums of the loss."""
+        self._reshaped.clear()
+        self._partials = self.empty((MOST_PARTIALS,))
+
+    # Shared operations ------------------------------------------------------------------------------------------
+
+    def gather_batch(self, images: Buffer, order: Buffer, start: int, x: Buffer) -> None:
+        """See Backend."""
+        nchw = self.layout == "NCHW"
+        kernel = gpu_kernels.gather_nchw_kernel if nchw else gpu_kernels.gather_nhwc_kernel
+        self.launch(kernel, prod(x.shape), images, order, start, x)
+
+    def maxpool_forward(self, y: Buffer, out: Buffer) -> None:
+        """See Backend."""
+        self.launch(gpu_kernels.maxpool_forward_kernel, prod(out.shape), self._planes(y), self._planes(out))
+
+    def relu_maxpool_backward(self, y: Buffer, dout: Buffer, dy: Buffer) -> None:
+        """See Backend."""
+        kernel = gpu_kernels.relu_maxpool_backward_kernel
+        self.launch(kernel, prod(dout.shape), self._planes(y), self._planes(dout), self._planes(dy))
+
+    def upsample_forward(self, y: Buffer, out: Buffer) -> None:
+        """See Backend."""
+        self.launch(gpu_kernels.upsample_forward_kernel, prod(out.shape), self._planes(y), self._planes(out))
+
+    def relu_upsample_backward(self, y: Buffer, dout: Buffer, dy: Buffer) -> None:
+        """See Backend."""
+        kernel = gpu_kernels.relu_upsample_backward_kernel
+        self.launch(kernel, prod(y.shape), self._planes(y), self._planes(dout), self._planes(dy))
+
+    def mse_loss(self, prediction: Buffer, target: Buffer, gradient: Buffer, losses: Buffer, step: int) -> None:
+        """See Backend."""
+        values = prod(prediction.shape)
+        block = self.runtime.threads_per_block
+        blocks = min(-(-values // block), MOST_PARTIALS // block)
+        flat = [self.reshaped(buffer, (values,)) for buffer in (prediction, target, gradient)]
+        partial_kernel, final_kernel = gpu_kernels.mse_partial_kernel, gpu_kernels.mse_final_kernel
+        self.launch_grid(partial_kernel, (blocks,), (block,), *flat, self._partials, np.float32(2 / values))
+        threads = gpu_kernels.REDUCTION_THREADS
+        self.launch_grid(
+            final_kernel, (1,), (threads,), self._partials, blocks * block, np.float32(1 / values), losses, step
+        )
+
+    def sgd(self, parameters: Buffer, gradients: Buffer, learning_rate: float) -> None:
+        """See Backend."""
+        self.launch(gpu_kernels.sgd_kernel, parameters.size, parameters, gradients, np.float32(learning_rate))
