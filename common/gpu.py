@@ -90,15 +90,11 @@ class CudaRuntime:
         cuBLAS is column-major, where a row-major matrix is its own transpose: b goes first, m and n change places.
         """
         lda, ldb = (m if a.transposed else k), (k if b.transposed else n)
-        pointers = [
-            operand.buffer.device_ctypes_pointer.value + 4 * operand.offset for operand in (b, a, c)
-        ]
+        pointers = [operand.buffer.device_ctypes_pointer.value + 4 * operand.offset for operand in (b, a, c)]
         beta = 1.0 if accumulate else 0.0
         handle, letters = self._handle, (int(b.transposed), int(a.transposed))  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
         if batch == 1:
-            self._cublas.sgemm(
-                handle, *letters, n, m, k, 1.0, pointers[0], ldb, pointers[1], lda, beta, pointers[2], n
-            )
+            self._cublas.sgemm(handle, *letters, n, m, k, 1.0, pointers[0], ldb, pointers[1], lda, beta, pointers[2], n)
         else:
             self._cublas.sgemmStridedBatched(
                 handle, *letters, n, m, k, 1.0,

@@ -192,8 +192,7 @@ class Network:
         self.backend.synchronize()
         host = {name: self.backend.read(buffer) for name, buffer in buffers.items()}
         return {
-            name: to_canonical(value, self.backend.layout) if value.ndim == 4 else value
-            for name, value in host.items()
+            name: to_canonical(value, self.backend.layout) if value.ndim == 4 else value for name, value in host.items()
         }
 
 

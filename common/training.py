@@ -40,9 +40,7 @@ class Trainer:
         for index in range(self.steps):
             start = index * self.network.batch_size
             n = min(self.network.batch_size, self.samples - start)
-            self.network.step(
-                self._images, self._device_order, start, n, self.learning_rate, self._losses, index
-            )
+            self.network.step(self._images, self._device_order, start, n, self.learning_rate, self._losses, index)
         backend.synchronize()
         self.epochs_done += 1
 

@@ -24,8 +24,6 @@ from common.architecture import Architecture
 from common.backend import Device
 
 
-def workspace(
-    architecture: Architecture, batch_size: int, device: Device, threads: int
-) -> dict[str, tuple[int, ...]]:
+def workspace(architecture: Architecture, batch_size: int, device: Device, threads: int) -> dict[str, tuple[int, ...]]:
     """V1 needs none: every sum stays in the register of the thread that owns the output."""
     return {}

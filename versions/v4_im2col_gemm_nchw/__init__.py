@@ -48,9 +48,7 @@ def turned(stage: Stage) -> bool:
     return stage.in_channels > stage.out_channels
 
 
-def workspace(
-    architecture: Architecture, batch_size: int, device: Device, threads: int
-) -> dict[str, tuple[int, ...]]:
+def workspace(architecture: Architecture, batch_size: int, device: Device, threads: int) -> dict[str, tuple[int, ...]]:
     """Workspace buffers in floats. On the GPU they stay under 75 MB together, unless one picture alone needs more."""
     stages = architecture.stages
     most_weights = max(stage.weight_count for stage in stages)

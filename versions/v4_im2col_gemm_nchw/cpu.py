@@ -1,9 +1,9 @@
 """V4 on the CPU: each thread unfolds one picture at a time and hands it to single-threaded BLAS.
 
 Whole-batch products would stream hundreds of megabytes of columns through memory; a picture's columns (at most about
-a megabyte in this network) are used while they are still in the core's cache. The product is BLAS's sgemm, called from inside
-the parallel loop through the function pointer that SciPy exports, because that form can accumulate (beta = 1) into a
-thread's own filter gradient without a temporary.
+a megabyte in this network) are used while they are still in the core's cache. The product is BLAS's sgemm, called
+from inside the parallel loop through the function pointer that SciPy exports, because that form can accumulate
+(beta = 1) into a thread's own filter gradient without a temporary.
 """
 
 import ctypes
@@ -171,15 +171,18 @@ def filter_gradient_kernel(product, narrow, wide, gradient, workspace, partials)
     for t in prange(threads):
         columns = workspace[t, : C * 9 * P].reshape(C * 9, P)
         partial = partials[t, :size]
-        partial[:] = 0
+        for i in range(size):
+            partial[i] = 0
         for n in range(N * t // threads, N * (t + 1) // threads):
             im2col(narrow[n], columns)
             gemm(product, wide[n], columns, partial)
+    # In the order of the shares, whichever thread was done first.
     flat = gradient.reshape(size)
-    flat[:] = partials[0, :size]
-    for t in range(1, threads):
-        for i in range(size):
-            flat[i] += partials[t, i]
+    for i in range(size):
+        total = partials[0, i]
+        for t in range(1, threads):
+            total += partials[t, i]
+        flat[i] = total
 
 
 @njit(parallel=True, fastmath=SUM_MATH)
@@ -200,7 +203,7 @@ def conv2d_backward_bias_kernel(dy, db):
 
 @njit
 def turn_filters(w, out):
-    # w (K,C,R,S)  out (C,K*R*S): channels exchanged, each window turned by 180 degrees. Its own inverse, K and C swapped.
+    # w (K,C,R,S)  out (C,K*R*S): channels exchanged, each window turned by 180 degrees; its own inverse
     K, C, R, S = w.shape
     turned = out.reshape(C, K, R, S)
     for k in range(K):

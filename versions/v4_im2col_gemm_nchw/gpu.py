@@ -157,7 +157,7 @@ class Im2colGemmGpu(GpuBackend):
     def conv2d_backward_filter(self, x, dy, dw):
         turn = x.shape[1] > dy.shape[1]
         narrow, wide = (dy, x) if turn else (x, dy)
-        N, C, H, W = narrow.shape
+        _, C, H, W = narrow.shape
         K = wide.shape[1]
         gradient = self._turned_gradient if turn else dw
         for first, count in self._split(narrow, wide):
@@ -223,9 +223,7 @@ class Im2colGemmGpu(GpuBackend):
                 )
                 has_bias = b is not None
                 bias = b if has_bias else self._ones
-                self._over_planes(
-                    col2im_kernel, target, K, count, self._columns, target, first, bias, has_bias, relu
-                )
+                self._over_planes(col2im_kernel, target, K, count, self._columns, target, first, bias, has_bias, relu)
 
     def _over_planes(self, kernel, pictures, rows, count, *arguments):
         """Launch over (rows of a plane, ``rows`` planes, ``count`` pictures), threads along W then H."""

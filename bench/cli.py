@@ -1,0 +1,318 @@
+"""The command line: ``convbench``, or ``python -m bench``.
+
+Bad input ends in one line on standard error and exit code 2, before anything is written. Exit code 1 means that a
+version failed its verification or did not finish; 130 that Ctrl-C ended the run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench import tables
+from bench.environment import usable_cores
+from bench.records import Row, prepare_folder, write_record
+from bench.runner import RunConfig, Worker, WorkerError, record_verification, run, total_steps
+from common.architecture import autoencoder
+from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures
+from common.device import DEVICES, choose_device, device_status, probe_gpu
+from common.errors import UsageError
+from versions.registry import REGISTRY, BackendInfo, find
+
+MATHS = ("fp32", "tf32")
+DEFAULTS = {"cpu": (256, 3), "gpu": (50_000, 5)}  # samples and epochs
+FULL_EPOCH = 50_000
+
+app = typer.Typer(
+    help="Train one convolutional autoencoder with interchangeable backends: verify each, time its epochs, chart them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Get the CIFAR-10 pictures.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Backends = Annotated[list[str] | None, typer.Option("--backend", help="A version, repeatable, or all.", metavar="NAME")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or gpu.", metavar="DEVICE")]
+MathOption = Annotated[str, typer.Option("--math", help="fp32, or tf32 for cuBLAS on a GPU.", metavar="MATH")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.")]
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder with CIFAR-10's binary files.")]
+
+
+@app.command("run")
+def run_command(
+    backend: Backends = None,
+    device: DeviceOption = "auto",
+    epochs: Annotated[int | None, typer.Option(help="Timed epochs; 3 on a CPU, 5 on a GPU.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Pictures an epoch; 256 on a CPU, 50,000 on a GPU.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Of plain SGD.")] = 0.001,
+    seed: Annotated[int, typer.Option(help="Of the weights, the order and the photo crops.")] = 0,
+    threads: Threads = None,
+    math: MathOption = "fp32",
+    data: Annotated[str, typer.Option(help="auto, cifar10 or photos.", metavar="SOURCE")] = "auto",
+    data_dir: DataDir = Path("data"),
+    out: Annotated[Path, typer.Option(help="Folder for runs/ and charts/.")] = Path("results"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
+) -> None:
+    """Verify every version, time its epochs, write one results file and the charts."""
+    if data not in SOURCES:
+        raise UsageError(f"unknown data source {data!r}: choose from {', '.join(SOURCES)}")
+    if not 0 < learning_rate < float("inf"):
+        raise UsageError(f"learning rate {learning_rate}: must be a positive number")
+    if seed < 0:
+        raise UsageError(f"seed {seed}: must not be negative")
+    for name, value in (("epochs", epochs), ("samples", samples), ("batch size", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value}: must be at least 1")
+    infos, where, threads = _choose(backend, device, math, threads)
+    default_samples, default_epochs = DEFAULTS[where]
+    config = RunConfig(
+        backends=infos,
+        device=where,
+        math=math,
+        epochs=epochs or default_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        threads=threads,
+    )
+    pictures = load_pictures(data, data_dir, samples or default_samples, seed)
+    runs = prepare_folder(out)
+
+    console = Console(quiet=quiet)
+    console.print(f"data: {escape(pictures.description)}", highlight=False, soft_wrap=True)
+    count = len(pictures.images)
+    part = "the full epoch" if count == FULL_EPOCH else f"--samples {FULL_EPOCH} is the full epoch"
+    machine = device_status(where).name
+    console.print(
+        f"device: {where} ({escape(machine)}), {config.threads} threads; {config.epochs} epochs of {count:,} pictures "
+        f"after one warm-up ({part})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting", total=total_steps(config) + 1)
+
+        def report(what: str) -> None:
+            bar.update(task, description=what, advance=1)
+            if not bar.console.is_terminal and not quiet:
+                bar.console.print(what, highlight=False)
+
+        record = run(config, pictures, ["convbench", *sys.argv[1:]], report)
+
+    path = write_record(record, runs)
+    console.print(tables.results_table(record))
+    if math == "tf32" and not any(row.math == "tf32" for row in record.rows):
+        console.print("--math tf32 changed nothing here: only cuBLAS on a GPU has it.")
+    console.print(f"results: {escape(str(path))}", highlight=False, soft_wrap=True)
+    if any(row.finished for row in record.rows):
+        from bench.charts import draw_charts  # matplotlib is slow to import, and only wanted now
+
+        for chart in draw_charts(path, out / "charts"):
+            console.print(f"chart: {escape(str(chart))}", highlight=False, soft_wrap=True)
+    for row in record.rows:
+        if row.reason:
+            print(f"{row.backend}: {row.reason}", file=sys.stderr)
+    if record.interrupted:
+        raise typer.Exit(130)
+    if any(row.reason for row in record.rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    backend: Backends = None, device: DeviceOption = "auto", math: MathOption = "fp32", threads: Threads = None
+) -> None:
+    """Verify versions against the float64 reference, without timing them."""
+    infos, where, threads = _choose(backend, device, math, threads)
+    config = RunConfig(infos, where, math, epochs=1, batch_size=2, learning_rate=0.001, seed=0, threads=threads)
+    console = Console()
+    failed = False
+    for info in infos:
+        row = Row(info.name, info.label, where, info.layout, info.effective_math(where, math))
+        worker = Worker(info, config, None)
+        try:
+            with console.status(f"verifying {info.name}"):
+                answer = worker.ask("verify")
+        except WorkerError as error:
+            failed = True
+            console.print(f"{info.label}: could not be verified: {escape(str(error))}", highlight=False)
+            continue
+        finally:
+            worker.close()
+        record_verification(row, answer)
+        failed = failed or not row.verified
+        if row.verified:
+            largest = f"largest error {answer['worst']:.2f} of what is allowed"
+            console.print(f"{info.label} on the {where}: {row.checks} checks passed, {largest}", highlight=False)
+        else:
+            console.print(f"{info.label} on the {where}: FAILED", style="bold red", highlight=False)
+            for failure in answer["failures"]:
+                console.print(f"  {escape(failure)}", highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_command() -> None:
+    """Show the versions and whether each can run here."""
+    Console().print(tables.versions_table())
+
+
+@app.command()
+def describe(
+    backend: Annotated[str, typer.Option(help="The version whose memory is planned.", metavar="NAME")] = "v1",
+    device: Annotated[str, typer.Option(help="cpu or gpu; the plan needs neither.", metavar="DEVICE")] = "cpu",
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    threads: Threads = None,
+) -> None:
+    """Print the network: shapes, parameters, FLOPs, receptive fields, and a version's memory."""
+    info = find(backend)
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}: choose from {', '.join(DEVICES)}")
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size}: must be at least 1")
+    architecture = autoencoder()
+    console = Console()
+    console.print(tables.stages_table(architecture))
+    console.print(tables.receptive_field_table(architecture))
+    console.print(tables.memory_table(architecture, batch_size, info, device, _check_threads(threads)))
+
+
+@app.command()
+def plot(
+    files: Annotated[list[Path], typer.Argument(help="Results files.", metavar="FILE...")],
+    out: Annotated[Path | None, typer.Option(help="Folder; by default charts/ beside the file's runs/.")] = None,
+) -> None:
+    """Draw the charts of results files again."""
+    from bench.charts import draw_charts
+    from bench.records import read_record
+
+    for path in files:
+        read_record(path)  # all of them before any is drawn
+    for path in files:
+        for chart in draw_charts(path, out or path.resolve().parent.parent / "charts"):
+            print(f"chart: {chart}")
+
+
+@app.command()
+def doctor() -> None:
+    """Try everything that the suite needs, for real, and say what to install."""
+    console = Console()
+    ok = True
+    for what, action in (("Numba on the CPU", _try_numba), ("BLAS for V4", _try_blas), ("pictures", _try_pictures)):
+        try:
+            detail = action()
+        except Exception as error:  # whatever is wrong with an installation is the answer
+            ok = False
+            console.print(f"[bold red]no[/]   {what}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        else:
+            console.print(f"[green]yes[/]  {what}: {escape(detail)}", highlight=False, soft_wrap=True)
+    for probe in probe_gpu():
+        mark = "[green]yes[/]" if probe.ok else "[yellow]no[/] "
+        console.print(f"{mark}  GPU, {probe.what}: {escape(probe.detail)}", highlight=False, soft_wrap=True)
+    if not ok:
+        print("the CPU versions cannot run: python -m pip install -e . installs what they need", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@data_app.command("download")
+def download(data_dir: DataDir = Path("data")) -> None:
+    """Fetch CIFAR-10's binary version (163 MB), checked by its MD5."""
+    there = find_cifar10(data_dir)
+    folder = download_cifar10(data_dir)
+    print(f"CIFAR-10 is {'already ' if there else ''}in {folder}")
+
+
+def _choose(
+    backend: list[str] | None, device: str, math: str, threads: int | None
+) -> tuple[tuple[BackendInfo, ...], str, int]:
+    """Resolve the options that say what runs where."""
+    asked = backend or ["all"]
+    infos = REGISTRY if "all" in asked else tuple(dict.fromkeys(find(name) for name in asked))
+    for name in asked:
+        if name != "all":
+            find(name)
+    if math not in MATHS:
+        raise UsageError(f"unknown math {math!r}: choose from {', '.join(MATHS)}")
+    threads = _check_threads(threads)
+    return infos, choose_device(device), threads
+
+
+def _check_threads(threads: int | None) -> int:
+    most = usable_cores()
+    if threads is not None and not 1 <= threads <= most:
+        raise UsageError(f"threads {threads}: choose from 1 to {most}, the cores of this machine")
+    return threads or most
+
+
+def _try_numba() -> str:
+    import numba
+    import numpy as np
+
+    double = numba.njit(parallel=True)(lambda x: x + x)
+    if double(np.ones(8, np.float32)).sum() != 16:
+        raise RuntimeError("a parallel function gave a wrong sum")
+    return f"Numba {numba.__version__}, {numba.threading_layer()} threads, {usable_cores()} cores"
+
+
+def _try_blas() -> str:
+    from numba.extending import get_cython_function_address
+
+    get_cython_function_address("scipy.linalg.cython_blas", "sgemm")
+    import scipy
+    from threadpoolctl import threadpool_info
+
+    libraries = sorted(
+        {f"{info['internal_api']} {info['version']}" for info in threadpool_info() if info["user_api"] == "blas"}
+    )
+    return f"SciPy {scipy.__version__} with {', '.join(libraries) or 'an unknown BLAS'}"
+
+
+def _try_pictures() -> str:
+    from common.dataset import photo_crops
+
+    return f"photo crops {photo_crops(2, 0).shape[1:]}"
+
+
+def main() -> None:
+    """Run the command line; every bad request becomes one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # Typer's own parsing errors know their exit code and how to say what was wrong; anything else is a defect.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            if type(error).__name__ == "Abort":
+                sys.exit(130)
+            raise
+        if message():  # without a command there is only the help, already printed
+            print(f"error: {message()}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What the commands print, as rich tables."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from bench.records import RunRecord, summarise
+from common.architecture import Architecture, receptive_fields
+from common.backend import Device
+from common.device import device_status
+from common.network import flat_offsets, parameter_shapes, plan_activations
+from versions.registry import BASELINE, REGISTRY, BackendInfo
+
+DOCUMENT_FIELDS = "3, 6, 10, 14, 14, 14, 18, 18, 22"
+DOCUMENT_BUDGET_MB = 625
+
+
+def results_table(record: RunRecord) -> Table:
+    """One line a version: verified or why not, times, speedup."""
+    config = record.config
+    title = f"{config['samples']:,} pictures an epoch, batch {config['batch_size']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for name in ("version", "checks\npassed"):
+        table.add_column(name)
+    for name in ("first epoch,\ncompiling", "epoch,\nmedian", "spread", "images/s", f"speedup\nover {BASELINE}"):
+        table.add_column(name, justify="right")
+    for name in ("final\nloss", "peak\nMB"):
+        table.add_column(name, justify="right")
+    summaries = {summary.row.backend: summary for summary in summarise(record.rows, BASELINE)}
+    for row in record.rows:
+        label = f"{row.label}{', TF32' if row.math == 'tf32' else ''}"
+        verified = f"all {row.checks}" if row.verified else "NO"
+        summary = summaries.get(row.backend)
+        if summary is None:
+            table.add_row(label, verified, Text("no time", style="bold red"), *["–"] * 6)
+            continue
+        if summary.speedup is None:
+            speedup = "–"
+        elif row.backend == BASELINE:
+            speedup = "1"
+        else:
+            speedup = f"{summary.speedup:.3g}\n({summary.speedup_low:.3g} to {summary.speedup_high:.3g})"
+        table.add_row(
+            label,
+            verified,
+            f"{row.first_epoch_s:.2f} s",
+            f"{summary.median_s:.3f} s",
+            f"{100 * summary.spread:.0f} %{chr(10) + 'noisy' if summary.noisy else ''}",
+            f"{row.images_per_s:,.0f}",
+            speedup,
+            f"{row.loss[-1]:.5f}",
+            f"{row.peak_bytes / 1e6:,.0f}",
+        )
+    return table
+
+
+def versions_table() -> Table:
+    """Every version, and on each device whether it can run here; the reason, where not, in the caption."""
+    table = Table(box=box.SIMPLE, caption_justify="left")
+    for name in ("version", "idea", "layout", "cpu", "gpu"):
+        table.add_column(name)
+    statuses = [device_status("cpu"), device_status("gpu")]
+    cells = ["yes" if status.available else "no" for status in statuses]
+    table.caption = "\n".join(f"{s.device}: {s.name if s.available else s.reason}" for s in statuses)
+    for info in REGISTRY:
+        table.add_row(info.name, info.idea, info.layout, *cells)
+    return table
+
+
+def stages_table(architecture: Architecture) -> Table:
+    """Shapes, parameters and FLOPs of every stage."""
+    table = Table(title="stages, one picture (C x H x W)", title_justify="left", box=box.SIMPLE)
+    for name in ("stage", "then", "in", "out"):
+        table.add_column(name)
+    for name in ("parameters", "forward\nMFLOP", "training\nMFLOP"):
+        table.add_column(name, justify="right")
+    for i, stage in enumerate(architecture.stages):
+        then = {"maxpool": "ReLU, pool", "upsample": "ReLU, upsample", None: "nothing"}[stage.resample]
+        table.add_row(
+            stage.name,
+            then,
+            f"{stage.in_channels}x{stage.height}x{stage.width}",
+            f"{stage.out_channels}x{stage.out_height}x{stage.out_width}",
+            f"{stage.parameter_count:,}",
+            f"{stage.flops / 1e6:,.1f}",
+            f"{(2 if i == 0 else 3) * stage.flops / 1e6:,.1f}",
+        )
+    table.add_section()
+    totals = (architecture.parameter_count, architecture.forward_flops / 1e6, architecture.training_flops / 1e6)
+    table.add_row("total", "", "", "", f"{totals[0]:,}", f"{totals[1]:,.1f}", f"{totals[2]:,.1f}")
+    return table
+
+
+def receptive_field_table(architecture: Architecture) -> Table:
+    """Exact receptive fields."""
+    table = Table(title="receptive field, input pixels a side, exact", title_justify="left", box=box.SIMPLE)
+    fields = receptive_fields(architecture)
+    table.add_column("layer")
+    table.add_column("largest", justify="right")
+    table.add_column("by position", justify="right")
+    for name, sizes in fields:
+        by_position = " or ".join(str(size) for size in sorted(sizes)) if len(sizes) > 1 else ""
+        table.add_row(name, str(max(sizes)), by_position)
+    table.caption = f"The network's design document differs: it gives {DOCUMENT_FIELDS}."
+    table.caption_justify = "left"
+    return table
+
+
+def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo, device: Device, threads: int) -> Table:
+    """Every buffer that a version allocates for training, in the version's layout."""
+    title = f"memory of {info.label} on the {device}, batch {batch_size}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for name in ("buffer", "shape", "purpose"):
+        table.add_column(name)
+    table.add_column("MB", justify="right")
+    shapes = parameter_shapes(architecture, info.layout)
+    _, length = flat_offsets(shapes)
+    rows = [
+        ("parameters", (length,), "weights and biases"),
+        ("gradients", (length,), "their gradients"),
+        *((plan.name, plan.shape, plan.purpose) for plan in plan_activations(architecture, batch_size, info.layout)),
+        *(
+            (name, shape, "workspace")
+            for name, shape in info.workspace(architecture, batch_size, device, threads).items()
+        ),
+    ]
+    total = 0
+    for name, shape, purpose in rows:
+        size = 4
+        for side in shape:
+            size *= side
+        total += size
+        table.add_row(name, " x ".join(str(side) for side in shape), purpose, f"{size / 1e6:,.2f}")
+    table.add_section()
+    table.add_row("total", "", "pictures and libraries apart", f"{total / 1e6:,.2f}")
+    if batch_size == 64:
+        table.caption = f"The design document's budget at batch 64 is {DOCUMENT_BUDGET_MB} MB."
+        table.caption_justify = "left"
+    return table

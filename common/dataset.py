@@ -1,0 +1,189 @@
+"""Pictures: CIFAR-10's binary version, or crops of two photographs where CIFAR-10 is not at hand.
+
+Both come as uint8 in (N, 3, 32, 32), the order of CIFAR-10's own records, and go to the device as bytes.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UsageError
+
+SIZE = 32
+CHANNELS = 3
+RECORD_BYTES = 1 + CHANNELS * SIZE * SIZE
+RECORDS_PER_FILE = 10_000
+CLASSES = 10
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+FILES = {
+    "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+SOURCES = ("auto", "cifar10", "photos")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures (N, 3, 32, 32) uint8 and a line that says where they came from."""
+
+    images: np.ndarray
+    source: str
+    description: str
+
+
+def load_pictures(source: str, data_dir: Path, samples: int, seed: int) -> Dataset:
+    """Load ``samples`` pictures from ``source``: auto, cifar10 or photos.
+
+    ``auto`` takes CIFAR-10 if its first training file is in ``data_dir``, else the photo crops. Raises UsageError for
+    an unknown source, for files that are missing or damaged, and for more samples than there are.
+    """
+    if source not in SOURCES:
+        raise UsageError(f"unknown data source {source!r}: choose from {', '.join(SOURCES)}")
+    if samples < 1:
+        raise UsageError(f"samples {samples}: must be at least 1")
+    folder = find_cifar10(data_dir)
+    if source == "cifar10" and folder is None:
+        looked = " and ".join(str(place / FILES["train"][0]) for place in _places(data_dir))
+        raise UsageError(
+            f"no CIFAR-10 files: looked for {looked}. Get them with: convbench data download --data-dir {data_dir}"
+        )
+    if source != "photos" and folder is not None:
+        images, _ = read_cifar10(folder, "train", samples)
+        return Dataset(images, "cifar10", f"CIFAR-10, {len(images):,} training pictures from {folder}")
+    images = photo_crops(samples, seed)
+    return Dataset(images, "photos", f"photo crops, {len(images):,} of scikit-learn's two sample photographs")
+
+
+def find_cifar10(data_dir: Path) -> Path | None:
+    """The folder, ``data_dir`` or the archive's own folder in it, that holds the first training file."""
+    return next((place for place in _places(data_dir) if (place / FILES["train"][0]).exists()), None)
+
+
+def read_cifar10(folder: Path, split: str = "train", count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read the first ``count`` pictures (all if None) and labels of ``split`` from the binary files in ``folder``.
+
+    Returns uint8 arrays (N, 3, 32, 32) and (N,). Every file that is there is checked for its size, whether it is
+    needed or not: a whole number of records, at least one, at most 10,000, and none shorter than its fellows by more
+    than a record. Raises UsageError otherwise, for a label over 9, and if there are fewer than ``count`` pictures.
+    """
+    paths = []
+    for name in FILES[split]:
+        path = folder / name
+        if not path.exists():
+            break
+        paths.append(path)
+    later = [name for name in FILES[split][len(paths) :] if (folder / name).exists()]
+    if not paths or later:
+        raise UsageError(
+            f"{folder / FILES[split][len(paths)]} is missing{f', but {later[0]} is there' if later else ''}"
+        )
+    counts = [_record_count(path) for path in paths]
+    for path, records in zip(paths, counts, strict=True):
+        if records < max(counts) - 1:
+            raise UsageError(f"{path} is truncated: {records:,} records where another file has {max(counts):,}")
+    available = sum(counts)
+    wanted = available if count is None else count
+    if wanted > available:
+        raise UsageError(f"{wanted:,} samples asked for, but {folder} holds {available:,} {split} pictures")
+
+    records = np.empty((wanted, RECORD_BYTES), np.uint8)
+    filled = 0
+    for path, held in zip(paths, counts, strict=True):
+        take = min(held, wanted - filled)
+        if take == 0:
+            break
+        chunk = np.fromfile(path, np.uint8, take * RECORD_BYTES)
+        if chunk.size != take * RECORD_BYTES:
+            raise UsageError(f"{path} is truncated: it ended while it was read")
+        records[filled : filled + take] = chunk.reshape(take, RECORD_BYTES)
+        bad = np.flatnonzero(records[filled : filled + take, 0] >= CLASSES)
+        if bad.size:
+            label = records[filled + bad[0], 0]
+            raise UsageError(f"{path}: record {bad[0]} has label {label}; labels are 0 to {CLASSES - 1}")
+        filled += take
+    images = np.ascontiguousarray(records[:, 1:]).reshape(wanted, CHANNELS, SIZE, SIZE)
+    return images, records[:, 0].copy()
+
+
+def photo_crops(count: int, seed: int) -> np.ndarray:
+    """Cut ``count`` different 32x32 crops, half of them mirrored, out of scikit-learn's two photographs.
+
+    The same seed gives the same crops in the same order, and a smaller count is a prefix of a larger one. Raises
+    UsageError if there are not that many. Source: ``sklearn.datasets.load_sample_images``.
+    """
+    from sklearn.datasets import load_sample_images
+
+    photographs = np.stack(load_sample_images().images)  # (2, H, W, 3)
+    number, height, width, _ = photographs.shape
+    rows, columns = height - SIZE + 1, width - SIZE + 1
+    available = number * 2 * rows * columns
+    if count > available:
+        raise UsageError(f"{count:,} samples asked for, but the photographs have {available:,} different crops")
+    chosen = np.random.default_rng(seed).permutation(available)[:count]
+    photograph, mirrored, row, column = np.unravel_index(chosen, (number, 2, rows, columns))
+    crops = np.empty((count, CHANNELS, SIZE, SIZE), np.uint8)
+    for i in range(count):
+        crop = photographs[photograph[i], row[i] : row[i] + SIZE, column[i] : column[i] + SIZE]
+        crops[i] = (crop[:, ::-1] if mirrored[i] else crop).transpose(2, 0, 1)
+    return crops
+
+
+def download_cifar10(data_dir: Path, url: str = CIFAR10_URL, md5: str = CIFAR10_MD5, *, progress: bool = True) -> Path:
+    """Fetch CIFAR-10's binary version into ``data_dir`` and return its folder.
+
+    The archive is checked against its MD5 before it is used, and unpacked beside its final place and moved there
+    whole; an interrupted or failed download leaves nothing behind that a later one would trust. Does nothing if the
+    files are there and sound. Raises UsageError if the server cannot be reached or the checksum is wrong.
+    """
+    import pooch
+
+    folder = find_cifar10(data_dir)
+    if folder is not None:
+        read_cifar10(folder, "train")
+        return folder
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as scratch:
+            pooch.get_logger().setLevel("ERROR")
+            downloader = pooch.HTTPDownloader(progressbar=False, timeout=30)
+            if progress:
+                print(f"downloading {url}")
+            archive = pooch.retrieve(
+                url, known_hash=f"md5:{md5}", path=scratch, fname="archive.tar.gz", downloader=downloader
+            )
+            unpacked = Path(scratch) / "unpacked"
+            with tarfile.open(archive) as tar:
+                tar.extractall(unpacked, filter="data")
+            read_cifar10(unpacked / CIFAR10_FOLDER, "train")
+            (unpacked / CIFAR10_FOLDER).rename(data_dir / CIFAR10_FOLDER)
+    except UsageError:
+        raise
+    except (OSError, ValueError, tarfile.TarError) as error:
+        # requests' errors are OSErrors; a wrong checksum is pooch's ValueError
+        raise UsageError(f"could not download {url}: {str(error).splitlines()[0]}") from error
+    return data_dir / CIFAR10_FOLDER
+
+
+def _places(data_dir: Path) -> tuple[Path, Path]:
+    return data_dir, data_dir / CIFAR10_FOLDER
+
+
+def _record_count(path: Path) -> int:
+    """Records in a file by its size; UsageError if that is impossible."""
+    size = path.stat().st_size
+    most = RECORDS_PER_FILE * RECORD_BYTES
+    if size == 0:
+        raise UsageError(f"{path} is empty")
+    if size > most:
+        raise UsageError(f"{path} is oversized: {size:,} bytes, at most {most:,} ({RECORDS_PER_FILE:,} records)")
+    if size % RECORD_BYTES:
+        raise UsageError(f"{path} is truncated: {size:,} bytes is no whole number of {RECORD_BYTES:,}-byte records")
+    return size // RECORD_BYTES
