@@ -48,7 +48,7 @@ def draw_charts(results: Path, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in charts.items():
             with plt.rc_context(STYLE):
-                figure, axes = plt.subplots(figsize=(8, 1.7 + 0.62 * len(summaries)), layout="constrained")
+                figure, axes = plt.subplots(figsize=(8, 2.0 + 0.62 * len(summaries)), layout="constrained")
                 draw(axes, record, summaries)
                 for kind in ("png", "svg"):
                     path = folder / f"{results.stem}_{name}.{kind}"
@@ -68,13 +68,13 @@ def _draw_epoch_times(axes: plt.Axes, record: RunRecord, summaries: list[Summary
         _bar(axes, i, summary, summary.median_s)
         axes.hlines(i, min(samples), max(samples), color="black", linewidth=1.4)
         axes.plot(samples, [i] * len(samples), "o", markersize=4, color="black", markerfacecolor="white")
-        noisy = f", noisy (±{50 * summary.spread:.0f} %)" if summary.noisy else ""
+        noisy = f", noisy: spread {100 * summary.spread:.0f} %" if summary.noisy else ""
         axes.annotate(
             f"{_seconds(summary.median_s)}{noisy}", (max(samples), i), (8, 0), textcoords="offset points", va="center"
         )
-    axes.set_xlim(0, 1.28 * longest)
+    axes.set_xlim(0, 1.35 * longest)
     pictures = record.config["samples"]
-    axes.set_xlabel(f"seconds for one epoch of {pictures:,} pictures (bar: median; dots: every epoch); less is better")
+    axes.set_xlabel(f"seconds for one epoch of {pictures:,} pictures, less is better\nbar: median; dots: every epoch")
     _finish(axes, record, summaries, "Epoch time")
 
 
@@ -87,11 +87,12 @@ def _draw_speedups(axes: plt.Axes, record: RunRecord, summaries: list[Summary]) 
         if not baseline:
             axes.hlines(i, summary.speedup_low, summary.speedup_high, color="black", linewidth=1.4)
             axes.plot([summary.speedup_low, summary.speedup_high], [i, i], "|", color="black", markersize=9)
-        text = "1 (baseline)" if baseline else f"{summary.speedup:.3g}×{' noisy' if summary.noisy else ''}"
+        noisy = ", noisy" if summary.noisy or summary.baseline_noisy else ""
+        text = "1 (baseline)" if baseline else f"{summary.speedup:.3g}x{noisy}"
         axes.annotate(text, (summary.speedup_high, i), (8, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
     axes.set_xlim(0, 1.22 * max(summary.speedup_high for summary in summaries))
-    axes.set_xlabel(f"speedup over {BASELINE} (bar: ratio of medians; line: range over the epochs); more is better")
+    axes.set_xlabel(f"speedup over {BASELINE}, more is better\nbar: ratio of medians; line: range over the epochs")
     _finish(axes, record, summaries, f"Speedup over {summaries[0].row.label}")
 
 

@@ -173,7 +173,10 @@ def check(
 @app.command("list")
 def list_command() -> None:
     """Show the versions and whether each can run here."""
-    Console().print(tables.versions_table())
+    statuses = [device_status(device) for device in DEVICES]
+    Console().print(tables.versions_table(statuses))
+    for status in statuses:
+        print(f"{status.device}: {status.name if status.available else 'not here: ' + status.reason}")
 
 
 @app.command()
@@ -193,6 +196,7 @@ def describe(
     console = Console()
     console.print(tables.stages_table(architecture))
     console.print(tables.receptive_field_table(architecture))
+    console.print(f"  {tables.DOCUMENT_FIELDS}\n", highlight=False, soft_wrap=True)
     console.print(tables.memory_table(architecture, batch_size, info, device, _check_threads(threads)))
 
 

@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: processor, GPU, libraries, threads, commit. No names of people or hosts."""
+"""What a figure depends on besides the code: processor, GPU, libraries, threads, commit. No names of hosts."""
 
 from __future__ import annotations
 

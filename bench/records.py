@@ -73,6 +73,7 @@ class Summary:
     row: Row
     median_s: float
     spread: float
+    baseline_noisy: bool = False
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
@@ -99,8 +100,10 @@ def summarise(rows: list[Row], baseline: str) -> list[Summary]:
         if base is None or (row.device, row.math) != (base.device, base.math):
             summaries.append(Summary(row, middle, spread))
             continue
+        base_noisy = (max(base.epoch_s) - min(base.epoch_s)) / median(base.epoch_s) > NOISY_SPREAD
         ratios = [before / after for before, after in zip(base.epoch_s, row.epoch_s, strict=False)]
-        summaries.append(Summary(row, middle, spread, median(base.epoch_s) / middle, min(ratios), max(ratios)))
+        speedup = median(base.epoch_s) / middle
+        summaries.append(Summary(row, middle, spread, base_noisy, speedup, min(ratios), max(ratios)))
     return summaries
 
 

@@ -7,6 +7,7 @@ epochs of all versions follow one another, so that a machine that slows down slo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -53,7 +54,7 @@ class Worker:
 
     def __init__(self, info: BackendInfo, config: RunConfig, images: Path | None) -> None:
         """Start the process, in a session of its own, so that Ctrl-C reaches only the parent."""
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker"],
             stdin=subprocess.PIPE,
@@ -77,11 +78,9 @@ class Worker:
 
     def send(self, line: str) -> None:
         """Ask without waiting."""
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended; receive says why
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; receive says why
 
     def receive(self) -> dict[str, Any]:
         """Wait for the answer; WorkerError with the reason if there is none or it is an error."""
@@ -104,10 +103,8 @@ class Worker:
             self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # something unsent was left for a process that is gone
                 stream.close()
-            except BrokenPipeError:
-                pass  # something unsent was left for a process that is gone
 
     def _why_it_ended(self) -> str:
         code = self._process.wait()

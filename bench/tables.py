@@ -6,42 +6,35 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bench.records import RunRecord, summarise
+from bench.records import RunRecord, Summary, summarise
 from common.architecture import Architecture, receptive_fields
 from common.backend import Device
-from common.device import device_status
+from common.device import DeviceStatus
 from common.network import flat_offsets, parameter_shapes, plan_activations
 from versions.registry import BASELINE, REGISTRY, BackendInfo
 
-DOCUMENT_FIELDS = "3, 6, 10, 14, 14, 14, 18, 18, 22"
+DOCUMENT_FIELDS = "The network's design document differs: it gives 3, 6, 10, 14, 14, 14, 18, 18, 22 in this order."
 DOCUMENT_BUDGET_MB = 625
 
 
 def results_table(record: RunRecord) -> Table:
-    """One line a version: verified or why not, times, speedup."""
+    """One line a version: verified or not, times, speedup; fits 80 columns."""
     config = record.config
-    title = f"{config['samples']:,} pictures an epoch, batch {config['batch_size']}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    for name in ("version", "checks\npassed"):
-        table.add_column(name)
-    for name in ("first epoch,\ncompiling", "epoch,\nmedian", "spread", "images/s", f"speedup\nover {BASELINE}"):
-        table.add_column(name, justify="right")
-    for name in ("final\nloss", "peak\nMB"):
-        table.add_column(name, justify="right")
+    title = f"{config['samples']:,} pictures an epoch, batch {config['batch_size']}, on the {record.rows[0].device}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("version", no_wrap=True)
+    table.add_column("checks\npassed", no_wrap=True)
+    columns = ("1st epoch,\ncompiling", "epoch,\nmedian", "spread", "images\nper s", f"over\n{BASELINE}", "final\nloss")
+    for name in (*columns, "peak\nMB"):
+        table.add_column(name, justify="right", no_wrap=True)
     summaries = {summary.row.backend: summary for summary in summarise(record.rows, BASELINE)}
     for row in record.rows:
-        label = f"{row.label}{', TF32' if row.math == 'tf32' else ''}"
-        verified = f"all {row.checks}" if row.verified else "NO"
+        label = f"{row.backend} {'TF32' if row.math == 'tf32' else row.layout}"
+        verified = f"{row.checks}" if row.verified else "NO"
         summary = summaries.get(row.backend)
         if summary is None:
-            table.add_row(label, verified, Text("no time", style="bold red"), *["–"] * 6)
+            table.add_row(label, verified, Text("no time", style="bold red"), *["-"] * 6)
             continue
-        if summary.speedup is None:
-            speedup = "–"
-        elif row.backend == BASELINE:
-            speedup = "1"
-        else:
-            speedup = f"{summary.speedup:.3g}\n({summary.speedup_low:.3g} to {summary.speedup_high:.3g})"
         table.add_row(
             label,
             verified,
@@ -49,21 +42,27 @@ def results_table(record: RunRecord) -> Table:
             f"{summary.median_s:.3f} s",
             f"{100 * summary.spread:.0f} %{chr(10) + 'noisy' if summary.noisy else ''}",
             f"{row.images_per_s:,.0f}",
-            speedup,
+            _speedup(summary),
             f"{row.loss[-1]:.5f}",
             f"{row.peak_bytes / 1e6:,.0f}",
         )
     return table
 
 
-def versions_table() -> Table:
-    """Every version, and on each device whether it can run here; the reason, where not, in the caption."""
-    table = Table(box=box.SIMPLE, caption_justify="left")
+def _speedup(summary: Summary) -> str:
+    if summary.speedup is None:
+        return "-"
+    if summary.row.backend == BASELINE:
+        return "1"
+    return f"{summary.speedup:.3g}\n{summary.speedup_low:.3g}-{summary.speedup_high:.3g}"
+
+
+def versions_table(statuses: list[DeviceStatus]) -> Table:
+    """Every version, and on each device whether it can run here."""
+    table = Table(box=box.SIMPLE)
     for name in ("version", "idea", "layout", "cpu", "gpu"):
         table.add_column(name)
-    statuses = [device_status("cpu"), device_status("gpu")]
     cells = ["yes" if status.available else "no" for status in statuses]
-    table.caption = "\n".join(f"{s.device}: {s.name if s.available else s.reason}" for s in statuses)
     for info in REGISTRY:
         table.add_row(info.name, info.idea, info.layout, *cells)
     return table
@@ -77,7 +76,7 @@ def stages_table(architecture: Architecture) -> Table:
     for name in ("parameters", "forward\nMFLOP", "training\nMFLOP"):
         table.add_column(name, justify="right")
     for i, stage in enumerate(architecture.stages):
-        then = {"maxpool": "ReLU, pool", "upsample": "ReLU, upsample", None: "nothing"}[stage.resample]
+        then = {"maxpool": "ReLU, pool", "upsample": "ReLU, up", None: "nothing"}[stage.resample]
         table.add_row(
             stage.name,
             then,
@@ -94,8 +93,8 @@ def stages_table(architecture: Architecture) -> Table:
 
 
 def receptive_field_table(architecture: Architecture) -> Table:
-    """Exact receptive fields."""
-    table = Table(title="receptive field, input pixels a side, exact", title_justify="left", box=box.SIMPLE)
+    """Exact receptive fields, computed."""
+    table = Table(title="receptive field, pixels", title_justify="left", box=box.SIMPLE)
     fields = receptive_fields(architecture)
     table.add_column("layer")
     table.add_column("largest", justify="right")
@@ -103,8 +102,6 @@ def receptive_field_table(architecture: Architecture) -> Table:
     for name, sizes in fields:
         by_position = " or ".join(str(size) for size in sorted(sizes)) if len(sizes) > 1 else ""
         table.add_row(name, str(max(sizes)), by_position)
-    table.caption = f"The network's design document differs: it gives {DOCUMENT_FIELDS}."
-    table.caption_justify = "left"
     return table
 
 
@@ -134,7 +131,7 @@ def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo,
         total += size
         table.add_row(name, " x ".join(str(side) for side in shape), purpose, f"{size / 1e6:,.2f}")
     table.add_section()
-    table.add_row("total", "", "pictures and libraries apart", f"{total / 1e6:,.2f}")
+    table.add_row("total", "", "without pictures", f"{total / 1e6:,.2f}")
     if batch_size == 64:
         table.caption = f"The design document's budget at batch 64 is {DOCUMENT_BUDGET_MB} MB."
         table.caption_justify = "left"

@@ -26,7 +26,7 @@ from versions.registry import find
 
 
 class Timed:
-    """A version in training: made at the first epoch, so that its set-up and compilation fall into that epoch's time."""
+    """A version in training; its kernels are compiled by the first epoch, and so within that epoch's time."""
 
     def __init__(self, backend: Backend, task: dict[str, Any]) -> None:
         """Build the network and move the pictures to the device."""

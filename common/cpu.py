@@ -39,7 +39,7 @@ class CpuBackend(Backend):
         self._sums = np.empty(0, np.float32)
         # Operations of this layout, chosen once: self._elementwise["gather"](...)
         suffix = self.layout.lower()
-        names = "gather maxpool_forward relu_maxpool_backward upsample_forward relu_upsample_backward".split()
+        names = ("gather", "maxpool_forward", "relu_maxpool_backward", "upsample_forward", "relu_upsample_backward")
         self._elementwise = {name: getattr(cpu_kernels, f"{name}_{suffix}") for name in names}
 
     def empty(self, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:

@@ -37,14 +37,6 @@ def gather_nhwc_kernel(images, order, start, x):
         x[n, h, w, c] = np.float32(images[order[start + n], c, h, w]) / np.float32(255)
 
 
-@cuda.jit(device=True)
-def larger(a, b):
-    # b if either comparison with it fails, so that NaN wins.
-    if a >= b or a != a:
-        return a
-    return b
-
-
 @cuda.jit
 def maxpool_forward_kernel(y, out):
     # y (outer,2H,2W,inner)  out (outer,H,W,inner)
@@ -55,9 +47,13 @@ def maxpool_forward_kernel(y, out):
         w = i // I % W
         h = i // (I * W) % H
         o = i // (I * W * H)
-        above = larger(y[o, 2 * h, 2 * w, c], y[o, 2 * h, 2 * w + 1, c])
-        below = larger(y[o, 2 * h + 1, 2 * w, c], y[o, 2 * h + 1, 2 * w + 1, c])
-        out[o, h, w, c] = larger(above, below)
+        best = y[o, 2 * h, 2 * w, c]
+        for tap in range(1, 4):
+            value = y[o, 2 * h + tap // 2, 2 * w + tap % 2, c]
+            # A NaN differs from itself; once it is the best, nothing compares larger.
+            if value > best or value != value:
+                best = value
+        out[o, h, w, c] = best
 
 
 @cuda.jit

@@ -40,10 +40,10 @@ def plan_activations(architecture: Architecture, batch_size: int, layout: Layout
     plans = [BufferPlan("input", activation_shape(layout, batch_size, channels, height, width), "batch of pictures")]
     for stage in architecture.stages:
         shape = activation_shape(layout, batch_size, stage.out_channels, stage.height, stage.width)
-        plans.append(BufferPlan(stage.name, shape, "activation, then its gradient"))
+        plans.append(BufferPlan(stage.name, shape, "activation, gradient"))
         if stage.resample is not None:
             shape = activation_shape(layout, batch_size, stage.out_channels, stage.out_height, stage.out_width)
-            plans.append(BufferPlan(f"{stage.name}.{stage.resample}", shape, "activation, then its gradient"))
+            plans.append(BufferPlan(f"{stage.name}.{stage.resample}", shape, "activation, gradient"))
     return plans
 
 

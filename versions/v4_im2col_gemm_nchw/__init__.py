@@ -32,6 +32,8 @@ the product itself reads each operand once from global memory and works from on-
 Run it: ``convbench run --backend v4``
 """
 
+from itertools import pairwise
+
 from common.architecture import TAPS, Architecture, Stage
 from common.backend import Device
 
@@ -87,4 +89,4 @@ def parts(batch_size: int, pictures_at_once: int) -> list[tuple[int, int]]:
     """Split a batch evenly into as few parts as fit: pairs of first picture and count."""
     count = -(-batch_size // pictures_at_once)
     bounds = [batch_size * i // count for i in range(count + 1)]
-    return [(first, last - first) for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [(first, last - first) for first, last in pairwise(bounds)]
