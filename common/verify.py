@@ -89,7 +89,7 @@ def iterate_checks(
     if architecture is not None:
         shapes += [(2, s.in_channels, s.out_channels, s.height, s.width) for s in architecture.stages]
     for shape in shapes:
-        yield from _convolution_checks(backend, shape, rng)
+        yield from convolution_checks(backend, shape, rng)
     for shape in shapes[:2] if small else shapes:
         n, _, k, height, width = shape
         yield from _resampling_checks(backend, (n, k, height, width), rng)
@@ -97,7 +97,8 @@ def iterate_checks(
     yield from _step_checks(backend, small=small)
 
 
-def _convolution_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Check]:
+def convolution_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Check]:
+    """Yield the checks of a convolution and its gradients at ``shape`` (N, C, K, H, W)."""
     n, c, k, height, width = shape
     backend.prepare(Architecture((Stage("case", c, k, height, width),)), n)
     # A mean away from zero, so that a wrong border or a missing bias cannot hide among cancelling terms.

@@ -33,9 +33,18 @@ class DeferredBackend(PlainBackend):
     """Right: like a GPU, it only queues work, and ``synchronize`` has it done."""
 
     OPERATIONS = (
-        "conv2d_forward conv2d_backward_data conv2d_backward_filter conv2d_backward_bias gather_batch maxpool_forward "
-        "relu_maxpool_backward upsample_forward relu_upsample_backward mse_loss sgd"
-    ).split()
+        "conv2d_forward",
+        "conv2d_backward_data",
+        "conv2d_backward_filter",
+        "conv2d_backward_bias",
+        "gather_batch",
+        "maxpool_forward",
+        "relu_maxpool_backward",
+        "upsample_forward",
+        "relu_upsample_backward",
+        "mse_loss",
+        "sgd",
+    )
 
     def __init__(self, **options):
         super().__init__(**options)

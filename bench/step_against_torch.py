@@ -1,0 +1,114 @@
+"""Training steps of the CPU versions against PyTorch's, interleaved: ``python -m bench.step_against_torch``.
+
+PyTorch runs eagerly in channels_last, its fastest form here. Each round takes one step of every contestant, in turn, so
+that a machine that slows down slows all of them; medians and ratios of medians are printed, and the ratios round by
+round as their spread. Every version is verified before it is timed. Writes one JSON file if asked to.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def measure(
+    rounds: Annotated[int, typer.Option(help="Timed steps of each.")] = 15,
+    threads: Annotated[int, typer.Option(help="CPU threads of everybody.")] = 2,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    backend: Annotated[list[str] | None, typer.Option(help="Versions; all by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of all samples.")] = None,
+) -> None:
+    """Time steps and print medians and ratios."""
+    # Before anything reads them; BLAS is single-threaded inside the versions' own threads.
+    os.environ.update(NUMBA_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS="1")
+    import json
+    from statistics import median
+    from time import perf_counter
+
+    import numpy as np
+    import torch
+
+    from bench.environment import describe_environment
+    from bench.peers import torch_autoencoder
+    from bench.records import prepare_folder, start_time
+    from common.architecture import autoencoder
+    from common.dataset import photo_crops
+    from common.network import Network, initial_parameters
+    from common.verify import verify
+    from versions.registry import find, names
+
+    architecture = autoencoder()
+    parameters = initial_parameters(architecture, 0)
+    images = photo_crops(batch_size, 0)
+    contestants = {}
+    for name in backend or names():
+        instance = find(name).load("cpu", threads=threads)
+        failures = [check for check in verify(instance, architecture) if not check.passed]
+        if failures:
+            sys.exit(f"{name} failed its verification and is not timed: {failures[0]}")
+        network = Network(instance, architecture, batch_size, parameters)
+        order, losses = np.arange(batch_size, dtype=np.int32), np.zeros(1, np.float32)
+
+        def step(network=network, order=order, losses=losses) -> float:
+            network.step(images, order, 0, batch_size, 0.001, losses, 0)
+            return float(losses[0])
+
+        contestants[name] = step
+
+    torch.set_num_threads(threads)
+    model = torch_autoencoder(architecture, parameters).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    pixels = torch.from_numpy(images).to(memory_format=torch.channels_last)
+
+    def torch_step() -> float:
+        x = pixels.float() / 255
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(x), x)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    contestants["torch"] = torch_step
+    first = {name: step() for name, step in contestants.items()}
+    print("loss of the first step: " + ", ".join(f"{name} {loss:.6f}" for name, loss in first.items()))
+    if max(first.values()) - min(first.values()) > 1e-4 * max(first.values()):
+        sys.exit("the losses differ: not the same network, so nothing is timed")
+    for step in contestants.values():
+        step()
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, step in contestants.items():
+            start = perf_counter()
+            step()
+            samples[name].append(perf_counter() - start)
+    reference = samples["torch"]
+    print(f"{batch_size} pictures, {threads} threads, {rounds} rounds; ratio to PyTorch's eager channels_last step")
+    for name, values in samples.items():
+        ratios = [a / b for a, b in zip(values, reference, strict=True)]
+        print(
+            f"{name:6} median {median(values):.3f} s ({min(values):.3f} to {max(values):.3f}), "
+            f"ratio {median(values) / median(reference):.2f} (round by round {min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    if out is not None:
+        environment = describe_environment("cpu", threads, ["python", "-m", "bench.step_against_torch", *sys.argv[1:]])
+        environment["libraries"]["torch"] = torch.__version__
+        environment["numba_opt"] = os.environ.get("NUMBA_OPT", "3")
+        folder = prepare_folder(out)
+        path = folder / f"{start_time()}_step-against-torch.json"
+        record = {
+            "schema": "convbench-step/1",
+            "environment": environment,
+            "config": {"batch_size": batch_size, "rounds": rounds, "torch": "eager, channels_last"},
+            "step_s": samples,
+        }
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+        print(f"results: {path}")
+
+
+if __name__ == "__main__":
+    typer.run(measure)
