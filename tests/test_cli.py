@@ -167,7 +167,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_finished(tmp_path):
     errors = tmp_path / "stderr"
     with errors.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench", "run", *"--backend v4 --device cpu --samples 2 --epochs 1000000".split()],
+            [sys.executable, "-m", "bench", "run", "--backend=v4", "--device=cpu", "--samples=2", "--epochs=1000000"],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
