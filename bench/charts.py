@@ -27,6 +27,7 @@ STYLE = {
     "svg.hashsalt": "convbench",
     "svg.fonttype": "none",
     "hatch.linewidth": 0.6,
+    "text.parse_math": False,
 }
 
 

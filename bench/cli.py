@@ -6,28 +6,30 @@ version failed its verification or did not finish; 130 that Ctrl-C ended the run
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import tables
-from bench.environment import usable_cores
 from bench.records import Row, prepare_folder, write_record
 from bench.runner import RunConfig, Worker, WorkerError, record_verification, run, total_steps
 from common.architecture import autoencoder
 from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures
-from common.device import DEVICES, choose_device, device_status, probe_gpu
+from common.device import DEVICES, DeviceStatus, choose_device, device_status, probe_gpu, usable_cores
 from common.errors import UsageError
-from versions.registry import REGISTRY, BackendInfo, find
+from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
 DEFAULTS = {"cpu": (256, 3), "gpu": (50_000, 5)}  # samples and epochs
 FULL_EPOCH = 50_000
+CHECKED_BATCH = 64  # the whole step that ``check`` verifies; ``run`` verifies the sizes it will time
 
 app = typer.Typer(
     help="Train one convolutional autoencoder with interchangeable backends: verify each, time its epochs, chart them.",
@@ -64,36 +66,36 @@ def run_command(
     """Verify every version, time its epochs, write one results file and the charts."""
     if data not in SOURCES:
         raise UsageError(f"unknown data source {data!r}: choose from {', '.join(SOURCES)}")
-    if not 0 < learning_rate < float("inf"):
-        raise UsageError(f"learning rate {learning_rate}: must be a positive number")
+    if not np.finfo(np.float32).tiny <= learning_rate <= np.finfo(np.float32).max:
+        raise UsageError(f"learning rate {learning_rate}: must be a positive number that float32 can hold")
     if seed < 0:
         raise UsageError(f"seed {seed}: must not be negative")
     for name, value in (("epochs", epochs), ("samples", samples), ("batch size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: must be at least 1")
-    infos, where, threads = _choose(backend, device, math, threads)
-    default_samples, default_epochs = DEFAULTS[where]
+    infos, status, threads = _choose(backend, device, math, threads)
+    default_samples, default_epochs = DEFAULTS[status.device]
     config = RunConfig(
         backends=infos,
-        device=where,
+        device=status.device,
         math=math,
         epochs=epochs or default_epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
         threads=threads,
+        samples=samples or default_samples,
     )
-    pictures = load_pictures(data, data_dir, samples or default_samples, seed)
+    pictures = load_pictures(data, data_dir, config.samples, seed)
     runs = prepare_folder(out)
 
     console = Console(quiet=quiet)
     console.print(f"data: {escape(pictures.description)}", highlight=False, soft_wrap=True)
     count = len(pictures.images)
     part = "the full epoch" if count == FULL_EPOCH else f"--samples {FULL_EPOCH} is the full epoch"
-    machine = device_status(where).name
     console.print(
-        f"device: {where} ({escape(machine)}), {config.threads} threads; {config.epochs} epochs of {count:,} pictures "
-        f"after one warm-up ({part})",
+        f"device: {status.device} ({escape(status.name)}), {config.threads} threads; "
+        f"{config.epochs} epochs of {count:,} pictures after one warm-up ({part})",
         highlight=False,
         soft_wrap=True,
     )
@@ -108,10 +110,11 @@ def run_command(
         transient=True,
     )
     with bar:
-        task = bar.add_task("starting", total=total_steps(config) + 1)
+        task = bar.add_task("starting", total=total_steps(config))
+        begun = itertools.count()
 
         def report(what: str) -> None:
-            bar.update(task, description=what, advance=1)
+            bar.update(task, description=what, completed=next(begun))
             if not bar.console.is_terminal and not quiet:
                 bar.console.print(what, highlight=False)
 
@@ -141,8 +144,11 @@ def check(
     backend: Backends = None, device: DeviceOption = "auto", math: MathOption = "fp32", threads: Threads = None
 ) -> None:
     """Verify versions against the float64 reference, without timing them."""
-    infos, where, threads = _choose(backend, device, math, threads)
-    config = RunConfig(infos, where, math, epochs=1, batch_size=2, learning_rate=0.001, seed=0, threads=threads)
+    infos, status, threads = _choose(backend, device, math, threads)
+    where, batch = status.device, CHECKED_BATCH
+    config = RunConfig(
+        infos, where, math, epochs=1, batch_size=batch, learning_rate=0.001, seed=0, threads=threads, samples=batch
+    )
     console = Console()
     failed = False
     for info in infos:
@@ -247,13 +253,13 @@ def download(data_dir: DataDir = Path("data")) -> None:
 
 def _choose(
     backend: list[str] | None, device: str, math: str, threads: int | None
-) -> tuple[tuple[BackendInfo, ...], str, int]:
+) -> tuple[tuple[BackendInfo, ...], DeviceStatus, int]:
     """Resolve the options that say what runs where."""
     asked = backend or ["all"]
-    infos = REGISTRY if "all" in asked else tuple(dict.fromkeys(find(name) for name in asked))
     for name in asked:
-        if name != "all":
-            find(name)
+        if name not in (*names(), "all"):
+            raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())} or all")
+    infos = REGISTRY if "all" in asked else tuple(dict.fromkeys(find(name) for name in asked))
     if math not in MATHS:
         raise UsageError(f"unknown math {math!r}: choose from {', '.join(MATHS)}")
     threads = _check_threads(threads)
@@ -301,7 +307,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error).replace("\n", "\\n")  # a path may hold one, and the error is one line
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,18 +14,13 @@ from typing import Any
 import psutil
 
 from common.backend import Device
-from common.device import cpu_name
+from common.device import cpu_name, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("bench", "common", "versions", "pyproject.toml")
 LIBRARIES = ("numpy", "numba", "scipy", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x")
 WORKER_NUMBA_OPT = "2"
 """LLVM's level for the workers: level 2 compiles the parallel loops a third faster than 3; recorded with the run."""
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -36,6 +31,10 @@ def worker_environment(threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
+        "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",  # small grids are part of the network
+        # The worker imports this code, not whatever lies in the folder that the user stands in.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     return {"NUMBA_OPT": WORKER_NUMBA_OPT, **os.environ, **fixed}
 

@@ -61,10 +61,6 @@ class RecordingRuntime:
     def synchronize(self) -> None:
         """Nothing is under way."""
 
-    def memory_in_use(self) -> int:
-        """No device memory is."""
-        return 0
-
     def gemm(self, *arguments: Any, **options: Any) -> None:
         """Ignore: cuBLAS is not ours to compile."""
 

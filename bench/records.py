@@ -8,6 +8,7 @@ the same device, in the same run and with the same arithmetic.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -61,7 +62,7 @@ class RunRecord:
             "first_epoch_s": "the warm-up epoch, compilation included; kept apart from epoch_s",
             "epoch_s": "every timed epoch: shuffle, gather and all steps, synchronised at both ends",
             "loss": "mean squared error of each epoch, the warm-up epoch first",
-            "peak_bytes": "CPU: largest resident set of the version's process; GPU: device memory it added",
+            "peak_bytes": "CPU: largest resident set of its process; GPU: device memory added by its first epoch",
         }
     )
 
@@ -113,30 +114,45 @@ def start_time() -> str:
 
 
 def prepare_folder(out: Path) -> Path:
-    """Make ``out/runs`` and prove that it can be written to; UsageError otherwise."""
-    runs = out / "runs"
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        probe = runs / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write results to {runs}: {error.strerror or error}") from error
-    return runs
+    """Make ``out/runs`` and ``out/charts`` and prove that they can be written to; UsageError otherwise.
+
+    Returns the folder for results files. What was made on the way to a failure is removed again.
+    """
+    made: list[Path] = []
+    for folder in (out / "runs", out / "charts"):
+        try:
+            for path in (*reversed(folder.parents), folder):
+                if not path.exists():
+                    path.mkdir()
+                    made.append(path)
+            probe = folder / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            for path in reversed(made):
+                path.rmdir()
+            raise UsageError(f"cannot write results to {folder}: {error.strerror or error}") from error
+    return out / "runs"
 
 
 def write_record(record: RunRecord, runs: Path) -> Path:
     """Write the record under a name of its own; a file that exists is never touched."""
     text = json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1, allow_nan=False) + "\n"
     stem = f"{record.started}_{machine_slug(record.environment)}_{record.environment['commit']}"
-    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-        path = runs / f"{stem}{suffix}.json"
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            continue
-        return path
+    draft = runs / f".{stem}-{os.getpid()}"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+            path = runs / f"{stem}{suffix}.json"
+            try:
+                path.hardlink_to(draft)  # whole or not at all, and never over another file
+            except FileExistsError:
+                continue
+            return path
+    except OSError as error:
+        raise UsageError(f"cannot write {runs}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
     raise UsageError(f"{runs} already holds a hundred results named {stem}")
 
 
@@ -144,10 +160,10 @@ def read_record(path: Path) -> RunRecord:
     """Read a results file back; UsageError if it is not one, or of another schema."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not a results file: no JSON ({error.msg} at line {error.lineno})") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a results file: no JSON ({error})") from error
     if not isinstance(data, dict) or "schema" not in data:
         raise UsageError(f"{path} is not a results file: it names no schema")
     if data["schema"] != SCHEMA:
@@ -155,17 +171,45 @@ def read_record(path: Path) -> RunRecord:
     try:
         fields = {name: value for name, value in data.items() if name not in ("schema", "rows")}
         record = RunRecord(rows=[Row(**row) for row in data["rows"]], **fields)
-        for row in record.rows:
-            _check_row(row)
-    except (TypeError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is not a valid results file: {error}") from error
+        _check(record)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        raise UsageError(f"{path} is not a valid results file: {reason}") from error
     return record
 
 
-def _check_row(row: Row) -> None:
-    if not all(isinstance(value, str) for value in (row.backend, row.label, row.device, row.layout, row.math)):
-        raise ValueError("a row's backend, label, device, layout and math must be text")
-    if not isinstance(row.epoch_s, list) or not all(isinstance(s, int | float) and s > 0 for s in row.epoch_s):
-        raise ValueError(f"epoch_s of {row.backend} must be a list of positive seconds")
-    if row.epoch_s and not row.verified:
-        raise ValueError(f"{row.backend} has times but was not verified")
+def _check(record: RunRecord) -> None:
+    """Raise unless everything that tables and charts read is there and of its kind."""
+    for mapping, texts, counts in (
+        (record.environment, ("cpu", "commit"), ("threads",)),
+        (record.config, ("data",), ("samples", "batch_size")),
+    ):
+        for key in texts:
+            _want(isinstance(mapping[key], str), f"{key} must be text")
+        for key in counts:
+            _want(_is_number(mapping[key]) and mapping[key] >= 1, f"{key} must be a count")
+    gpu = record.environment.get("gpu")
+    _want(gpu is None or isinstance(gpu["name"], str), "the GPU's name must be text")
+    _want(bool(record.rows), "it has no rows")
+    _want(len({row.backend for row in record.rows}) == len(record.rows), "a backend has two rows")
+    for row in record.rows:
+        texts = (row.backend, row.label, row.device, row.layout, row.math, row.reason)
+        _want(all(isinstance(text, str) for text in texts), "a row's names and reason must be text")
+        _want(isinstance(row.verified, bool), f"verified of {row.backend} must be true or false")
+        times = row.epoch_s if row.first_epoch_s is None else [row.first_epoch_s, *row.epoch_s]
+        _want(all(_is_number(value) and value > 0 for value in times), f"{row.backend} has a time that is none")
+        _want(row.verified or not times, f"{row.backend} has times but was not verified")
+        _want(all(_is_number(value) for value in row.loss), f"losses of {row.backend} must be numbers")
+        if row.finished:
+            numbers = (row.first_epoch_s, row.images_per_s, row.peak_bytes)
+            _want(all(_is_number(value) for value in numbers), f"{row.backend} is finished but lacks a figure")
+            _want(bool(row.loss), f"{row.backend} is finished but has no loss")
+
+
+def _want(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

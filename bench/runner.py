@@ -43,6 +43,13 @@ class RunConfig:
     learning_rate: float
     seed: int
     threads: int
+    samples: int
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The sizes of batch that an epoch has: the full one, and the last one if that is smaller."""
+        sizes = {min(self.batch_size, self.samples), self.samples % self.batch_size}
+        return sorted(sizes - {0}, reverse=True)
 
 
 class WorkerError(RuntimeError):
@@ -70,6 +77,7 @@ class Worker:
             "math": info.effective_math(config.device, config.math),
             "threads": config.threads,
             "batch_size": config.batch_size,
+            "batch_sizes": config.batch_sizes,
             "learning_rate": config.learning_rate,
             "seed": config.seed,
             "images": str(images) if images else None,
@@ -87,7 +95,10 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise WorkerError(self._why_it_ended())
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError:  # it ended in the middle of a line
+            raise WorkerError(self._why_it_ended()) from None
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
@@ -160,12 +171,23 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
             if not row.reason and len(row.epoch_s) < config.epochs:
                 row.reason = f"interrupted after {len(row.epoch_s)} of {config.epochs} epochs"
     finally:
-        for worker in workers.values():
-            worker.close()
+        # A second Ctrl-C must not leave processes behind, nor cost the record.
+        with _sigint_ignored():
+            for worker in workers.values():
+                worker.close()
     for row in rows:
         if row.epoch_s:
             row.images_per_s = len(data.images) / float(np.median(row.epoch_s))
     return record
+
+
+@contextlib.contextmanager
+def _sigint_ignored():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def total_steps(config: RunConfig) -> int:
@@ -230,4 +252,3 @@ def _epoch(row: Row, workers: dict[str, Worker], *, first: bool = False) -> None
         row.epoch_s.append(answer["seconds"])
     row.loss.append(answer["loss"])
     row.peak_bytes = answer["peak_bytes"]
-    row.deterministic = answer["deterministic"]

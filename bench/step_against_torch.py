@@ -16,15 +16,17 @@ import typer
 
 
 def measure(
-    rounds: Annotated[int, typer.Option(help="Timed steps of each.")] = 15,
-    threads: Annotated[int, typer.Option(help="CPU threads of everybody.")] = 2,
-    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each.", min=1)] = 15,
+    threads: Annotated[int, typer.Option(help="CPU threads of everybody.", min=1)] = 2,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 64,
     backend: Annotated[list[str] | None, typer.Option(help="Versions; all by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of all samples.")] = None,
 ) -> None:
     """Time steps and print medians and ratios."""
     # Before anything reads them; BLAS is single-threaded inside the versions' own threads.
-    os.environ.update(NUMBA_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS="1")
+    from bench.environment import worker_environment
+
+    os.environ.update(worker_environment(threads))
     import json
     from statistics import median
     from time import perf_counter
@@ -37,17 +39,26 @@ def measure(
     from bench.records import prepare_folder, start_time
     from common.architecture import autoencoder
     from common.dataset import photo_crops
+    from common.errors import UsageError
     from common.network import Network, initial_parameters
     from common.verify import verify
     from versions.registry import find, names
 
+    try:
+        for name in backend or ():
+            find(name)
+        folder = prepare_folder(out) if out is not None else None
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
     architecture = autoencoder()
     parameters = initial_parameters(architecture, 0)
     images = photo_crops(batch_size, 0)
     contestants = {}
     for name in backend or names():
         instance = find(name).load("cpu", threads=threads)
-        failures = [check for check in verify(instance, architecture) if not check.passed]
+        checks = verify(instance, architecture, batch_sizes=(batch_size,))
+        failures = [check for check in checks if not check.passed]
         if failures:
             sys.exit(f"{name} failed its verification and is not timed: {failures[0]}")
         network = Network(instance, architecture, batch_size, parameters)
@@ -93,11 +104,9 @@ def measure(
             f"{name:6} median {median(values):.3f} s ({min(values):.3f} to {max(values):.3f}), "
             f"ratio {median(values) / median(reference):.2f} (round by round {min(ratios):.2f} to {max(ratios):.2f})"
         )
-    if out is not None:
+    if folder is not None:
         environment = describe_environment("cpu", threads, ["python", "-m", "bench.step_against_torch", *sys.argv[1:]])
         environment["libraries"]["torch"] = torch.__version__
-        environment["numba_opt"] = os.environ.get("NUMBA_OPT", "3")
-        folder = prepare_folder(out)
         path = folder / f"{start_time()}_step-against-torch.json"
         record = {
             "schema": "convbench-step/1",

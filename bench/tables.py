@@ -24,7 +24,7 @@ def results_table(record: RunRecord) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("version", no_wrap=True)
     table.add_column("checks\npassed", no_wrap=True)
-    columns = ("1st epoch,\ncompiling", "epoch,\nmedian", "spread", "images\nper s", f"over\n{BASELINE}", "final\nloss")
+    columns = ("1st, with\ncompiling", "median\nepoch", "spread", "images\nper s", f"over\n{BASELINE}", "final\nloss")
     for name in (*columns, "peak\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
     summaries = {summary.row.backend: summary for summary in summarise(record.rows, BASELINE)}
@@ -38,8 +38,8 @@ def results_table(record: RunRecord) -> Table:
         table.add_row(
             label,
             verified,
-            f"{row.first_epoch_s:.2f} s",
-            f"{summary.median_s:.3f} s",
+            f"{row.first_epoch_s:.1f} s",
+            _seconds(summary.median_s),
             f"{100 * summary.spread:.0f} %{chr(10) + 'noisy' if summary.noisy else ''}",
             f"{row.images_per_s:,.0f}",
             _speedup(summary),
@@ -47,6 +47,10 @@ def results_table(record: RunRecord) -> Table:
             f"{row.peak_bytes / 1e6:,.0f}",
         )
     return table
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.4g} s" if value >= 0.1 else f"{1000 * value:.4g} ms"
 
 
 def _speedup(summary: Summary) -> str:

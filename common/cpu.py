@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numba
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -11,12 +9,8 @@ from threadpoolctl import threadpool_limits
 from common import cpu_kernels
 from common.architecture import Architecture
 from common.backend import Backend, Math
+from common.device import usable_cores
 from common.errors import UsageError
-
-
-def default_threads() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class CpuBackend(Backend):
@@ -31,7 +25,7 @@ class CpuBackend(Backend):
 
     def __init__(self, *, math: Math = "fp32", threads: int | None = None) -> None:
         """Fix the thread count; UsageError if it is below one or above what Numba was started with."""
-        super().__init__(math=math, threads=threads or min(default_threads(), numba.config.NUMBA_NUM_THREADS))
+        super().__init__(math=math, threads=threads or min(usable_cores(), numba.config.NUMBA_NUM_THREADS))
         if not 1 <= self.threads <= numba.config.NUMBA_NUM_THREADS:
             raise UsageError(f"threads {threads}: choose from 1 to {numba.config.NUMBA_NUM_THREADS}")
         numba.set_num_threads(self.threads)

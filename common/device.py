@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
+import os
 import platform
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.backend import Device
@@ -56,30 +61,47 @@ def in_simulator() -> bool:
     return bool(config.ENABLE_CUDASIM)
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def probe_gpu() -> list[Probe]:
-    """Try, in order, everything that the GPU versions need; stops at the first failure."""
-    probes: list[Probe] = []
+    """Try, in order, everything that the GPU versions need; stops at the first failure.
 
-    def attempt(what: str, action, hint: str = "") -> bool:
-        try:
-            probes.append(Probe(what, True, str(action())))
-        except Exception as error:  # any failure to load a driver or a library is an answer here, not a crash
-            first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            probes.append(Probe(what, False, f"{first_line}{'; ' + hint if hint else ''}"))
-        return probes[-1].ok
-
+    A process of its own makes the CUDA contexts: held here, they would take device memory from what is measured.
+    """
     if in_simulator():
         return [Probe("real device", False, "NUMBA_ENABLE_CUDASIM is set: Numba's simulator is not a GPU")]
-    steps = (
-        ("NVIDIA driver", _driver, "a machine with an NVIDIA GPU and its driver is needed"),
-        ("numba-cuda", _numba_cuda, GPU_INSTALL_HINT),
-        ("CuPy", _cupy, GPU_INSTALL_HINT),
-        ("cuBLAS through CuPy", _cublas, GPU_INSTALL_HINT),
-    )
-    for what, action, hint in steps:
-        if not attempt(what, action, hint):
+    driver = _attempt(*STEPS[0])
+    if not driver.ok:
+        return [driver]
+    command = [sys.executable, "-c", "import common.device; common.device.print_probes()"]
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        return [Probe(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return [driver, Probe("CUDA libraries", False, f"trying them failed: {type(error).__name__}")]
+
+
+def print_probes() -> None:
+    """Make every attempt in this process and print the outcome as JSON, for ``probe_gpu``."""
+    probes = []
+    for what, action, hint in STEPS:
+        probes.append(_attempt(what, action, hint))
+        if not probes[-1].ok:
             break
-    return probes
+    print(json.dumps([asdict(probe) for probe in probes]))
+
+
+def _attempt(what: str, action: Callable[[], str], hint: str) -> Probe:
+    try:
+        return Probe(what, True, action())
+    except Exception as error:  # any failure to load a driver or a library is an answer here, not a crash
+        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return Probe(what, False, f"{first_line}; {hint}")
 
 
 def device_status(device: Device) -> DeviceStatus:
@@ -93,18 +115,18 @@ def device_status(device: Device) -> DeviceStatus:
     return DeviceStatus("gpu", True, probes[0].detail)
 
 
-def choose_device(asked: str) -> Device:
+def choose_device(asked: str) -> DeviceStatus:
     """Resolve ``auto``; UsageError with the reason if what was asked for is not there. Never falls back."""
     if asked not in ("auto", *DEVICES):
         raise UsageError(f"unknown device {asked!r}: choose from auto, {', '.join(DEVICES)}")
     if asked == "cpu":
-        return "cpu"
+        return device_status("cpu")
     status = device_status("gpu")
     if status.available:
-        return "gpu"
+        return status
     if asked == "gpu":
         raise UsageError(f"--device gpu cannot run here: {status.reason}. Choose cpu or auto")
-    return "cpu"
+    return device_status("cpu")
 
 
 def _driver() -> str:
@@ -135,6 +157,18 @@ def _cupy() -> str:
 
 
 def _cublas() -> str:
-    from cupy.cuda import cublas, device
+    from cupy.cuda import cublas
 
-    return f"version {cublas.getVersion(device.get_cublas_handle())}"
+    handle = cublas.create()
+    try:
+        return f"version {cublas.getVersion(handle)}"
+    finally:
+        cublas.destroy(handle)
+
+
+STEPS: tuple[tuple[str, Callable[[], str], str], ...] = (
+    ("NVIDIA driver", _driver, "a machine with an NVIDIA GPU and its driver is needed"),
+    ("numba-cuda", _numba_cuda, GPU_INSTALL_HINT),
+    ("CuPy", _cupy, GPU_INSTALL_HINT),
+    ("cuBLAS through CuPy", _cublas, GPU_INSTALL_HINT),
+)

@@ -20,6 +20,7 @@ from common.backend import Backend, Buffer, Math
 from common.device import in_simulator
 
 CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 0, 3  # cublasMath_t
+ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 MOST_PARTIALS = 16_384  # threads that share the sum of the loss
 
 
@@ -44,19 +45,20 @@ class CudaRuntime:
     def __init__(self, math: Math) -> None:
         """Open the device; ``math`` decides whether cuBLAS may use TF32."""
         import cupy
-        from cupy.cuda import cublas, device
+        from cupy.cuda import cublas
 
         self._cupy = cupy
         self._cublas = cublas
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.stream.use()  # CuPy's allocations and cuBLAS calls of this thread follow this stream
         self._numba_stream = cuda.external_stream(self.stream.ptr)
-        self._handle = device.get_cublas_handle()
+        # A handle of its own: CuPy's is shared by the whole process, and with it the math mode.
+        self._handle = cublas.create()
         cublas.setMathMode(self._handle, CUBLAS_TF32_TENSOR_OP_MATH if math == "tf32" else CUBLAS_DEFAULT_MATH)
 
     def empty(self, shape: tuple[int, ...], dtype: type) -> Buffer:
         """Allocate from CuPy's pool and wrap for Numba, once."""
-        return cuda.as_cuda_array(self._cupy.empty(shape, dtype), sync=False)
+        with self.stream:  # the pool hands memory out stream by stream
+            return cuda.as_cuda_array(self._cupy.empty(shape, dtype), sync=False)
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
         """Copy from the host; the array may be changed as soon as this returns."""
@@ -77,11 +79,6 @@ class CudaRuntime:
         """Wait for the stream."""
         self.stream.synchronize()
 
-    def memory_in_use(self) -> int:
-        """Bytes of the device that are not free, by whomever: CuPy's pool, cuBLAS and the context included."""
-        free, total = self._cupy.cuda.runtime.memGetInfo()
-        return total - free
-
     def gemm(
         self, m: int, n: int, k: int, a: Operand, b: Operand, c: Operand, *, batch: int = 1, accumulate: bool = False
     ) -> None:
@@ -91,19 +88,23 @@ class CudaRuntime:
         """
         lda, ldb = (m if a.transposed else k), (k if b.transposed else n)
         pointers = [operand.buffer.device_ctypes_pointer.value + 4 * operand.offset for operand in (b, a, c)]
-        beta = 1.0 if accumulate else 0.0
-        handle, letters = self._handle, (int(b.transposed), int(a.transposed))  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
-        if batch == 1:
-            self._cublas.sgemm(handle, *letters, n, m, k, 1.0, pointers[0], ldb, pointers[1], lda, beta, pointers[2], n)
-        else:
-            self._cublas.sgemmStridedBatched(
-                handle, *letters, n, m, k, 1.0,
-                pointers[0], ldb, b.stride,
-                pointers[1], lda, a.stride,
-                beta,
-                pointers[2], n, c.stride,
-                batch,
-            )  # fmt: skip
+        # cuBLAS reads alpha and beta through host pointers while it is being called.
+        alpha, beta = ONE.ctypes.data, (ONE if accumulate else ZERO).ctypes.data
+        letters = int(b.transposed), int(a.transposed)  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
+        with self.stream:  # CuPy's wrapper runs cuBLAS on its current stream
+            if batch == 1:
+                self._cublas.sgemm(
+                    self._handle, *letters, n, m, k, alpha, pointers[0], ldb, pointers[1], lda, beta, pointers[2], n
+                )
+            else:
+                self._cublas.sgemmStridedBatched(
+                    self._handle, *letters, n, m, k, alpha,
+                    pointers[0], ldb, b.stride,
+                    pointers[1], lda, a.stride,
+                    beta,
+                    pointers[2], n, c.stride,
+                    batch,
+                )  # fmt: skip
 
 
 class SimulatorRuntime:
@@ -129,10 +130,6 @@ class SimulatorRuntime:
 
     def synchronize(self) -> None:
         """Do nothing: the simulator has finished when a launch returns."""
-
-    def memory_in_use(self) -> int:
-        """There is no device memory here."""
-        return 0
 
     def gemm(
         self, m: int, n: int, k: int, a: Operand, b: Operand, c: Operand, *, batch: int = 1, accumulate: bool = False

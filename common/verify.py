@@ -12,7 +12,7 @@ bits of fraction, which bounds each product's error and does not average out in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from common.network import Network, initial_parameters
 SAFETY = 8.0
 UNIT_ROUNDOFF = 2.0**-24  # float32
 TF32_ROUNDOFF = 2.0**-11
+FULL_STEP_TOLERANCE = {"fp32": 2e-3, "tf32": 0.1}  # see batch_checks; a picture's share of a batch of 64 is 1.6e-2
 
 # (N, C, K, H, W). The first are fit for the simulator too.
 SMALL_SHAPES = ((1, 3, 5, 3, 5), (2, 4, 3, 5, 4), (3, 3, 3, 1, 6))
@@ -72,16 +73,28 @@ def compare(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: np.n
     return Check(name, worst <= 1, worst, detail)
 
 
-def verify(backend: Backend, architecture: Architecture | None = None, *, small: bool = False) -> list[Check]:
+def verify(
+    backend: Backend,
+    architecture: Architecture | None = None,
+    *,
+    batch_sizes: Sequence[int] = (),
+    small: bool = False,
+) -> list[Check]:
     """Check every operation and one whole training step.
 
-    ``architecture`` adds the shapes of its own stages. ``small`` keeps to what Numba's simulator can do in seconds.
+    ``architecture`` adds the shapes of its own stages, and ``batch_sizes`` a whole training step of it at each size: a
+    backend that treats the pictures of a large batch differently is only found there. ``small`` keeps to what Numba's
+    simulator can do in seconds.
     """
-    return list(iterate_checks(backend, architecture, small=small))
+    return list(iterate_checks(backend, architecture, batch_sizes=batch_sizes, small=small))
 
 
 def iterate_checks(
-    backend: Backend, architecture: Architecture | None = None, *, small: bool = False
+    backend: Backend,
+    architecture: Architecture | None = None,
+    *,
+    batch_sizes: Sequence[int] = (),
+    small: bool = False,
 ) -> Iterator[Check]:
     """Yield the checks of ``verify`` as they are made."""
     rng = np.random.default_rng(2026)
@@ -95,6 +108,8 @@ def iterate_checks(
         yield from _resampling_checks(backend, (n, k, height, width), rng)
     yield from _shared_checks(backend, rng)
     yield from _step_checks(backend, small=small)
+    for n in batch_sizes:
+        yield from batch_checks(backend, architecture, n, largest=max(batch_sizes))
 
 
 def convolution_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Check]:
@@ -272,6 +287,50 @@ def _step_checks(backend: Backend, *, small: bool) -> Iterator[Check]:
         )
         detail = "" if same else "the same step gave different bits"
         yield Check("training step: deterministic", same, 0.0 if same else np.inf, detail)
+
+
+def batch_checks(backend: Backend, architecture: Architecture, n: int, *, largest: int) -> Iterator[Check]:
+    """Yield the checks of a whole training step of ``architecture`` on n pictures, in buffers made for ``largest``.
+
+    The batch repeats two pictures in random order, so that the reference has two pictures to compute and every
+    picture of the batch still has to come out right: its reconstruction is compared value by value, and the gradients
+    are the two pictures' gradients in the proportion of their numbers. ReLU and pooling decisions that rounding turns
+    move a gradient by a term; FULL_STEP_TOLERANCE covers that and is far below a picture's share.
+    """
+    rng = np.random.default_rng(n)
+    parameters = initial_parameters(architecture, 7)
+    for name, value in parameters.items():
+        if name.endswith(".bias"):
+            parameters[name] = rng.uniform(-0.05, 0.05, value.shape).astype(np.float32)
+    pictures = rng.integers(0, 256, (2, *architecture.input_shape), np.uint8)
+    exact = [reference.forward_backward(architecture, parameters, picture[None] / 255.0) for picture in pictures]
+    order = rng.integers(0, 2, n).astype(np.int32)
+    shares = np.bincount(order, minlength=2) / n
+
+    network = Network(backend, architecture, largest, parameters)
+    network.poison()
+    losses = backend.upload(np.full(1, np.nan, np.float32))
+    learning_rate = 0.5
+    network.step(backend.upload(pictures), backend.upload(order), 0, n, learning_rate, losses, 0)
+    backend.synchronize()
+
+    tolerance = FULL_STEP_TOLERANCE[backend.math]
+    at = f"training step of {n} pictures"
+    loss = sum(share * step.loss for share, step in zip(shares, exact, strict=True))
+    yield compare(f"{at}: loss", backend.read(losses), np.array([loss]), tolerance * loss)
+    # The prediction's place now holds the gradient to it, which tells as much.
+    gradient = _read(backend, network.views(n).outputs[-1])
+    expected = np.concatenate(
+        [2 / (n * p.size) * (s.prediction - p / 255.0) for s, p in zip(exact, pictures, strict=True)]
+    )
+    yield compare(f"{at}: reconstructions", gradient, expected[order], tolerance * np.abs(expected).max())
+    gradients, updated = network.read_gradients(), network.read_parameters()
+    for name, value in parameters.items():
+        expected = sum(share * step.gradients[name] for share, step in zip(shares, exact, strict=True))
+        yield _compare_norm(f"{at}: gradient of {name}", gradients[name], expected, tolerance)
+        moved = value - learning_rate * gradients[name].astype(np.float64)
+        allowed = sum_tolerance(2, abs(value) + abs(gradients[name]))
+        yield compare(f"{at}: {name}", updated[name], moved, allowed)
 
 
 def _compare_norm(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Check:

@@ -98,6 +98,55 @@ def test_files_that_are_not_results_are_refused(tmp_path, text, message):
         read_record(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("config",), {}),
+        (("environment",), {}),
+        (("environment",), []),
+        (("rows",), []),
+        (("rows", 0, "epoch_s"), [float("inf")]),
+        (("rows", 0, "epoch_s"), [True, True]),
+        (("rows", 0, "epoch_s"), [-1.0]),
+        (("rows", 0, "reason"), None),
+        (("rows", 0, "loss"), "none"),
+        (("rows", 0, "images_per_s"), None),
+        (("config", "samples"), "many"),
+    ],
+    ids=lambda part: str(part),
+)
+def test_records_with_wrong_parts_are_refused(tmp_path, place, value):
+    path = write_record(record(row("v1", [1.0])), prepare_folder(tmp_path))
+    data = json.loads(path.read_text())
+    *way, last = place
+    inner = data
+    for step in way:
+        inner = inner[step]
+    inner[last] = value
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="not a valid results file"):
+        draw_charts(path, tmp_path / "charts")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000], ids=["nesting", "digits"])
+def test_json_that_python_cannot_take_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UsageError, match="not a results file"):
+        read_record(tmp_path / "x.json")
+
+
+def test_two_rows_of_one_backend_are_refused(tmp_path):
+    path = write_record(record(row("v1", [1.0]), row("v1", [2.0])), prepare_folder(tmp_path))
+    with pytest.raises(UsageError, match="two rows"):
+        read_record(path)
+
+
+def test_labels_are_text_not_formulas(tmp_path):
+    path = write_record(record(row("v1", [1.0], label="$x_$ {")), prepare_folder(tmp_path))
+    drawn = next(chart for chart in draw_charts(path, tmp_path) if chart.suffix == ".svg")
+    assert "$x_$ {" in drawn.read_text()
+
+
 def test_times_without_verification_are_refused(tmp_path):
     path = write_record(record(row("v1", [1.0], verified=False)), prepare_folder(tmp_path))
     with pytest.raises(UsageError, match="was not verified"):
@@ -108,6 +157,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write results"):
         prepare_folder(tmp_path / "file")
+    with pytest.raises(UsageError, match="cannot write results"):
+        prepare_folder(tmp_path / "file" / "below")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "charts").write_text("in the way")
+    with pytest.raises(UsageError, match="charts"):
+        prepare_folder(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["charts"]
 
 
 def test_machine_names_tell_processors_not_hosts():
@@ -116,7 +172,7 @@ def test_machine_names_tell_processors_not_hosts():
 
 
 def test_charts_show_what_finished_and_nothing_else(tmp_path):
-    failed = row("v3", [], verified=False, reason="failed verification: forward")
+    failed = row("v3", [], verified=False, first_epoch_s=None, reason="failed verification: forward")
     results = write_record(record(row("v1", [8.0, 9.0]), row("v4", [2.0, 2.01]), failed), prepare_folder(tmp_path))
     written = draw_charts(results, tmp_path / "charts")
     assert sorted(path.suffix for path in written) == [".png", ".png", ".svg", ".svg"]
@@ -137,6 +193,8 @@ def test_without_a_baseline_only_times_are_drawn(tmp_path):
 
 
 def test_nothing_to_draw_says_why(tmp_path):
-    results = write_record(record(row("v1", [], verified=False, reason="it crashed")), prepare_folder(tmp_path))
+    results = write_record(
+        record(row("v1", [], verified=False, first_epoch_s=None, reason="it crashed")), prepare_folder(tmp_path)
+    )
     with pytest.raises(UsageError, match="it crashed"):
         draw_charts(results, tmp_path / "charts")

@@ -3,19 +3,24 @@
 import numpy as np
 import pytest
 
+from common.architecture import autoencoder
 from common.verify import compare, safe_step_inputs, sum_tolerance, verify
 from tests.broken import RIGHT, WRONG
+
+# Large enough that what only goes wrong in a large batch, or past the first thousand parameters, goes wrong.
+NETWORK = autoencoder((8, 4), (12, 10))
+BATCHES = (16, 7)
 
 
 @pytest.mark.parametrize("backend", RIGHT, ids=lambda backend: backend.__name__)
 def test_right_backends_pass(backend):
-    failures = [check for check in verify(backend(), small=True) if not check.passed]
+    failures = [check for check in verify(backend(), NETWORK, batch_sizes=BATCHES, small=True) if not check.passed]
     assert failures == []
 
 
 @pytest.mark.parametrize("backend", WRONG, ids=lambda backend: backend.__name__)
 def test_wrong_backends_are_caught(backend):
-    checks = verify(backend(), small=True)
+    checks = verify(backend(), NETWORK, batch_sizes=BATCHES, small=True)
     assert any(not check.passed for check in checks)
     assert all(check.detail for check in checks if not check.passed)
 
@@ -70,7 +75,5 @@ def test_sum_tolerance_covers_float32_sums_in_any_order(length):
 
 
 def test_safe_inputs_say_when_there_are_none():
-    from common.architecture import autoencoder
-
     with pytest.raises(ValueError, match="smaller network"):
         safe_step_inputs(autoencoder((4, 4), (2, 2)), 1, 2.0)

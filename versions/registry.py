@@ -64,4 +64,4 @@ def find(name: str) -> BackendInfo:
     for info in REGISTRY:
         if info.name == name:
             return info
-    raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())} or all")
+    raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())}")

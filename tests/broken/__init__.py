@@ -169,6 +169,29 @@ class DiffersFromRunToRun(PlainBackend):
         db *= np.float32(1 + (self.calls % 2) * 2.0**-23)
 
 
+class StopsAfterSomePictures(PlainBackend):
+    """Convolves the first five pictures of a batch only: right wherever the checker's small shapes look."""
+
+    def conv2d_forward(self, x, w, b, y, relu):
+        super().conv2d_forward(x[:5], w, b, y[:5], relu)
+        y[5:] = 0
+
+
+class LeavesPicturesOutOfTheGradient(PlainBackend):
+    """The filter gradient forgets the last picture of a large batch."""
+
+    def conv2d_backward_filter(self, x, dy, dw):
+        last = len(x) - (len(x) > 5)
+        super().conv2d_backward_filter(x[:last], dy[:last], dw)
+
+
+class UpdatesSomeParameters(PlainBackend):
+    """Plain SGD, for the first thousand parameters."""
+
+    def sgd(self, parameters, gradients, learning_rate):
+        super().sgd(parameters[:1000], gradients[:1000], learning_rate)
+
+
 RIGHT = (PlainBackend, DeferredBackend)
 WRONG = tuple(
     value

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import versions.v4_im2col_gemm_nchw as v4
+from common import gpu, reference
 from common.architecture import autoencoder
 from common.device import DeviceStatus, device_status, in_simulator
 from common.network import Network, initial_parameters
@@ -47,6 +48,33 @@ def test_v4_in_parts(monkeypatch):
     split = [len(parts) for parts in backend._parts.values()]
     assert max(split) > 1
     assert network.batch_size == 5
+
+
+def test_loss_with_more_values_than_threads(monkeypatch):
+    """Each thread takes several values, as in a real batch."""
+    monkeypatch.setattr(gpu, "MOST_PARTIALS", 64)
+    backend = find("v1").load("gpu")
+    backend.prepare(autoencoder((4, 4), (3, 2)), 5)
+    rng = np.random.default_rng(0)
+    prediction, target = rng.random((2, 5, 6, 7, 3), np.float32)
+    assert prediction.size > 2 * 64
+    loss, gradient = reference.mse_loss(prediction.astype(np.float64), target.astype(np.float64))
+    result, losses = backend.upload(prediction), backend.upload(np.zeros(2, np.float32))
+    backend.mse_loss(result, backend.upload(target), result, losses, 1)
+    np.testing.assert_allclose(backend.read(losses), [0, loss], rtol=1e-5)
+    np.testing.assert_allclose(backend.read(result), gradient, rtol=1e-4, atol=1e-8)
+
+
+@each_version
+def test_a_step_allocates_no_buffers(name):
+    backend = find(name).load("gpu")
+    architecture = autoencoder((4, 4), (3, 2))
+    network = Network(backend, architecture, 2, initial_parameters(architecture, 0))
+    images, order = backend.upload(np.zeros((2, 3, 4, 4), np.uint8)), backend.upload(np.zeros(2, np.int32))
+    losses = backend.upload(np.zeros(1, np.float32))
+    network.step(images, order, 0, 2, 0.1, losses, 0)
+    backend.runtime.empty = None  # to call it now would raise
+    network.step(images, order, 0, 2, 0.1, losses, 0)
 
 
 @each_version
