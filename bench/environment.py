@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from common.backend import Device
-from common.device import cpu_name, usable_cores
+from common.device import cpu_name, nvml_gpu, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("bench", "common", "versions", "pyproject.toml")
@@ -31,6 +31,7 @@ def worker_environment(threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",  # small grids are part of the network
         # The worker imports this code, not whatever lies in the folder that the user stands in.
         "PYTHONSAFEPATH": "1",
@@ -61,35 +62,24 @@ def describe_environment(device: Device, threads: int, command_line: list[str]) 
 
 
 def describe_gpu() -> dict[str, Any]:
-    """The first GPU, as NVML names it."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        cuda = pynvml.nvmlSystemGetCudaDriverVersion()
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    """The GPU that is used, as NVML names it."""
+    with nvml_gpu() as (nvml, gpu):
+        cuda = nvml.nvmlSystemGetCudaDriverVersion()
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(gpu)
         return {
-            "name": pynvml.nvmlDeviceGetName(handle),
-            "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "name": nvml.nvmlDeviceGetName(gpu),
+            "memory_bytes": nvml.nvmlDeviceGetMemoryInfo(gpu).total,
+            "driver": nvml.nvmlSystemGetDriverVersion(),
             "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
             "compute_capability": f"{major}.{minor}",
-            "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
         }
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def gpu_used_bytes() -> int:
     """Device memory in use by everyone, from NVML, which needs no context of its own."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used
-    finally:
-        pynvml.nvmlShutdown()
+    with nvml_gpu() as (nvml, gpu):
+        return nvml.nvmlDeviceGetMemoryInfo(gpu).used
 
 
 def peak_process_bytes() -> int:

@@ -7,6 +7,7 @@ configuration report it present when it is not.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -14,9 +15,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from common.backend import Device
 from common.errors import UsageError
@@ -78,7 +80,11 @@ def probe_gpu() -> list[Probe]:
         return [driver]
     command = [sys.executable, "-c", "import common.device; common.device.print_probes()"]
     root = str(Path(__file__).resolve().parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
         return [Probe(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
@@ -129,16 +135,31 @@ def choose_device(asked: str) -> DeviceStatus:
     return device_status("cpu")
 
 
-def _driver() -> str:
+@contextlib.contextmanager
+def nvml_gpu() -> Iterator[tuple[Any, Any]]:
+    """NVML, and its handle of the GPU that CUDA calls the first.
+
+    NVML counts by bus and does not know CUDA_VISIBLE_DEVICES, so that is followed here; processes that use the GPU are
+    given CUDA_DEVICE_ORDER=PCI_BUS_ID, which makes CUDA count the same way. Raises RuntimeError where there is none.
+    """
     import pynvml
 
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if visible in ("", "-1"):
+        raise RuntimeError("CUDA_VISIBLE_DEVICES hides every GPU")
     pynvml.nvmlInit()
     try:
-        if pynvml.nvmlDeviceGetCount() == 0:
-            raise RuntimeError("the driver reports no GPU")
-        return pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+        if visible.isdigit():
+            yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(visible))
+        else:
+            yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(visible)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _driver() -> str:
+    with nvml_gpu() as (nvml, gpu):
+        return nvml.nvmlDeviceGetName(gpu)
 
 
 def _numba_cuda() -> str:

@@ -9,7 +9,6 @@ its gradient". Parameters lie in one flat buffer and their gradients in another,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -97,7 +96,12 @@ class Network:
     def __init__(
         self, backend: Backend, architecture: Architecture, batch_size: int, parameters: dict[str, np.ndarray]
     ) -> None:
-        """Allocate everything and lay out ``parameters`` (canonical order) for the backend."""
+        """Allocate everything and lay out ``parameters`` (canonical order) for the backend.
+
+        Raises ValueError if a stage before the last does not resample: its output's place would be its gradient's too.
+        """
+        if any(stage.resample is None for stage in architecture.stages[:-1]):
+            raise ValueError("every stage but the last must resample, or an output and its gradient share memory")
         self.backend = backend
         self.architecture = architecture
         self.batch_size = batch_size
@@ -194,10 +198,3 @@ class Network:
         return {
             name: to_canonical(value, self.backend.layout) if value.ndim == 4 else value for name, value in host.items()
         }
-
-
-def check_architecture(architecture: Architecture) -> None:
-    """Raise ValueError unless every stage but the last resamples, which the sharing of memory relies on."""
-    for before, _ in pairwise(architecture.stages):
-        if before.resample is None:
-            raise ValueError(f"{before.name} must resample: its output and its gradient would share memory with y")

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.device import device_status
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -69,16 +71,11 @@ def test_bad_input(tmp_path, arguments, wanted):
 
 
 def test_a_gpu_that_is_not_there(tmp_path):
-    pynvml = pytest.importorskip("pynvml")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        pass
-    else:
-        pytest.skip("this machine has an NVIDIA driver")
+    if device_status("gpu").available:
+        pytest.skip("this machine has a GPU")
     done = convbench("run", "--device", "gpu", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--device gpu cannot run here: NVIDIA driver" in done.stderr
+    assert "--device gpu cannot run here: " in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -238,6 +235,16 @@ class Odd(CpuBackend):
         db[...] = reference.conv2d_backward_bias(dy)
         {mistake}
 
+    calls = 0
+
+    def late(self, dy):
+        """True from the second step of six pictures on: after the one that is verified, and the first epoch."""
+        self.calls += len(dy) == 6
+        return self.calls > 5
+
+    def run_out(self):
+        raise MemoryError("no room for db")
+
 
 make_backend = Odd
 '''
@@ -253,8 +260,8 @@ def extended(tmp_path):
     mistakes = {
         "v7": "pass",
         "v8": "db[...] = 0",
-        "v9": "if dy.shape[0] == 6: os.abort()",
-        "v10": "if dy.shape[0] == 6: raise MemoryError('no room for db')",
+        "v9": "if self.late(dy): os.abort()",
+        "v10": "if self.late(dy): self.run_out()",
     }
     lines = []
     for name, mistake in mistakes.items():
@@ -284,6 +291,7 @@ def test_a_new_version_is_a_folder_and_a_line_and_bad_ones_do_not_stop_it(extend
     assert (wrong["first_epoch_s"], wrong["epoch_s"]) == (None, [])
     assert crashed["verified"]
     assert "SIGABRT" in crashed["reason"]
+    assert crashed["first_epoch_s"] > 0
     assert crashed["epoch_s"] == []
     assert "MemoryError: no room for db" in full["reason"]
     assert [line.partition(":")[0] for line in done.stderr.splitlines()[-3:]] == ["v8", "v9", "v10"]
