@@ -83,6 +83,7 @@ def probe_gpu() -> list[Probe]:
     environment = {
         **os.environ,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
     }
     try:
