@@ -275,7 +275,6 @@ def _check_threads(threads: int | None) -> int:
 
 def _try_numba() -> str:
     import numba
-    import numpy as np
 
     double = numba.njit(parallel=True)(lambda x: x + x)
     if double(np.ones(8, np.float32)).sum() != 16:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from common.backend import Device
-from common.device import cpu_name, nvml_gpu, usable_cores
+from common.device import ROOT, child_environment, cpu_name, nvml_gpu, usable_cores
 
-ROOT = Path(__file__).resolve().parent.parent
 CODE = ("bench", "common", "versions", "pyproject.toml")
 LIBRARIES = ("numpy", "numba", "scipy", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x")
 WORKER_NUMBA_OPT = "2"
-"""LLVM's level for the workers: level 2 compiles the parallel loops a third faster than 3; recorded with the run."""
+"""LLVM's level for the workers: level 2 compiles parallel loops faster than Numba's default, 3; recorded."""
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -31,13 +28,9 @@ def worker_environment(threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",  # small grids are part of the network
-        # The worker imports this code, not whatever lies in the folder that the user stands in.
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    return {"NUMBA_OPT": WORKER_NUMBA_OPT, **os.environ, **fixed}
+    return {"NUMBA_OPT": WORKER_NUMBA_OPT, **child_environment(), **fixed}
 
 
 def describe_environment(device: Device, threads: int, command_line: list[str]) -> dict[str, Any]:

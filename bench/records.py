@@ -97,15 +97,19 @@ def summarise(rows: list[Row], baseline: str) -> list[Summary]:
         if not row.finished:
             continue
         middle = median(row.epoch_s)
-        spread = (max(row.epoch_s) - min(row.epoch_s)) / middle
+        spread = _spread(row.epoch_s)
         if base is None or (row.device, row.math) != (base.device, base.math):
             summaries.append(Summary(row, middle, spread))
             continue
-        base_noisy = (max(base.epoch_s) - min(base.epoch_s)) / median(base.epoch_s) > NOISY_SPREAD
+        base_noisy = _spread(base.epoch_s) > NOISY_SPREAD
         ratios = [before / after for before, after in zip(base.epoch_s, row.epoch_s, strict=False)]
         speedup = median(base.epoch_s) / middle
         summaries.append(Summary(row, middle, spread, base_noisy, speedup, min(ratios), max(ratios)))
     return summaries
+
+
+def _spread(samples: list[float]) -> float:
+    return (max(samples) - min(samples)) / median(samples)
 
 
 def start_time() -> str:

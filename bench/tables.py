@@ -10,7 +10,7 @@ from bench.records import RunRecord, Summary, summarise
 from common.architecture import Architecture, receptive_fields
 from common.backend import Device
 from common.device import DeviceStatus
-from common.network import flat_offsets, parameter_shapes, plan_activations
+from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
 from versions.registry import BASELINE, REGISTRY, BackendInfo
 
 DOCUMENT_FIELDS = "The network's design document differs: it gives 3, 6, 10, 14, 14, 14, 18, 18, 22 in this order."
@@ -118,22 +118,16 @@ def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo,
     table.add_column("MB", justify="right")
     shapes = parameter_shapes(architecture, info.layout)
     _, length = flat_offsets(shapes)
-    rows = [
-        ("parameters", (length,), "weights and biases"),
-        ("gradients", (length,), "their gradients"),
-        *((plan.name, plan.shape, plan.purpose) for plan in plan_activations(architecture, batch_size, info.layout)),
-        *(
-            (name, shape, "workspace")
-            for name, shape in info.workspace(architecture, batch_size, device, threads).items()
-        ),
+    plans = [
+        BufferPlan("parameters", (length,), "weights and biases"),
+        BufferPlan("gradients", (length,), "their gradients"),
+        *plan_activations(architecture, batch_size, info.layout),
     ]
-    total = 0
-    for name, shape, purpose in rows:
-        size = 4
-        for side in shape:
-            size *= side
-        total += size
-        table.add_row(name, " x ".join(str(side) for side in shape), purpose, f"{size / 1e6:,.2f}")
+    workspace = info.workspace(architecture, batch_size, device, threads)
+    plans += [BufferPlan(name, shape, "workspace") for name, shape in workspace.items()]
+    for plan in plans:
+        table.add_row(plan.name, " x ".join(map(str, plan.shape)), plan.purpose, f"{plan.bytes / 1e6:,.2f}")
+    total = sum(plan.bytes for plan in plans)
     table.add_section()
     table.add_row("total", "", "without pictures", f"{total / 1e6:,.2f}")
     if batch_size == 64:

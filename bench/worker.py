@@ -1,6 +1,6 @@
 """The process that a version is verified or timed in.
 
-It reads its task as one JSON line, then commands, a line each: ``verify``, ``epoch``, ``finish``. It answers each with
+It reads its task as one JSON line, then commands, a line each: ``verify``, ``epoch``. It answers each with
 one JSON line on the standard output it was started with; whatever a library prints goes to standard error instead.
 Thread counts come from the environment, set before this module is imported.
 """
@@ -21,7 +21,7 @@ from common.architecture import autoencoder
 from common.backend import Backend
 from common.network import Network, initial_parameters
 from common.training import Trainer
-from common.verify import iterate_checks
+from common.verify import verify
 from versions.registry import find
 
 
@@ -52,7 +52,7 @@ class Timed:
 
 
 def serve(task: dict[str, Any], commands: Any, answer: Any) -> None:
-    """Carry out commands until ``finish`` or the end of input."""
+    """Carry out commands until the end of input."""
     on_gpu = task["device"] == "gpu"
     used_before = gpu_used_bytes() if on_gpu else 0
     backend = find(task["backend"]).load(task["device"], math=task["math"], threads=task["threads"])
@@ -61,7 +61,7 @@ def serve(task: dict[str, Any], commands: Any, answer: Any) -> None:
     for line in commands:
         command = line.strip()
         if command == "verify":
-            checks = list(iterate_checks(backend, autoencoder(), batch_sizes=task["batch_sizes"]))
+            checks = verify(backend, autoencoder(), batch_sizes=task["batch_sizes"])
             failures = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
             answer(
                 checks=len(checks),
@@ -78,8 +78,6 @@ def serve(task: dict[str, Any], commands: Any, answer: Any) -> None:
             elif first:  # later, other versions' processes have memory there too
                 peak = gpu_used_bytes() - used_before
             answer(seconds=seconds, loss=loss, peak_bytes=peak)
-        elif command == "finish":
-            return
         else:
             raise ValueError(f"unknown command {command!r}")
 

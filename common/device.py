@@ -24,6 +24,7 @@ from common.backend import Device
 from common.errors import UsageError
 
 GPU_INSTALL_HINT = 'install the GPU packages with: python -m pip install -e ".[cuda12]" (or ".[cuda13]")'
+ROOT = Path(__file__).resolve().parent.parent
 DEVICES: tuple[Device, ...] = ("cpu", "gpu")
 
 
@@ -68,6 +69,20 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def child_environment() -> dict[str, str]:
+    """Environment of a process of the suite's own.
+
+    It imports this code, not whatever lies in the folder that the user stands in, and counts GPUs as NVML does.
+    """
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # an empty entry would mean the user's folder
+    return {
+        **os.environ,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+
+
 def probe_gpu() -> list[Probe]:
     """Try, in order, everything that the GPU versions need; stops at the first failure.
 
@@ -79,15 +94,8 @@ def probe_gpu() -> list[Probe]:
     if not driver.ok:
         return [driver]
     command = [sys.executable, "-c", "import common.device; common.device.print_probes()"]
-    root = str(Path(__file__).resolve().parent.parent)
-    environment = {
-        **os.environ,
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-    }
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300, check=True)
         return [Probe(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         return [driver, Probe("CUDA libraries", False, f"trying them failed: {type(error).__name__}")]

@@ -58,7 +58,7 @@ def step_tolerance(architecture: Architecture, n: int, math: Math = "fp32") -> f
     """
     longest = max(max(n * s.height * s.width, TAPS * max(s.in_channels, s.out_channels)) for s in architecture.stages)
     depth = 2 * len(architecture.stages)
-    return float(sum_tolerance(longest, depth)) if math == "fp32" else 0.1
+    return float(sum_tolerance(longest, depth)) if math == "fp32" else FULL_STEP_TOLERANCE[math]
 
 
 def compare(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: np.ndarray | float) -> Check:
@@ -86,17 +86,12 @@ def verify(
     backend that treats the pictures of a large batch differently is only found there. ``small`` keeps to what Numba's
     simulator can do in seconds.
     """
-    return list(iterate_checks(backend, architecture, batch_sizes=batch_sizes, small=small))
+    return list(_checks(backend, architecture, batch_sizes, small))
 
 
-def iterate_checks(
-    backend: Backend,
-    architecture: Architecture | None = None,
-    *,
-    batch_sizes: Sequence[int] = (),
-    small: bool = False,
+def _checks(
+    backend: Backend, architecture: Architecture | None, batch_sizes: Sequence[int], small: bool
 ) -> Iterator[Check]:
-    """Yield the checks of ``verify`` as they are made."""
     rng = np.random.default_rng(2026)
     shapes = list(SMALL_SHAPES if small else AWKWARD_SHAPES)
     if architecture is not None:
@@ -273,14 +268,9 @@ def _step_checks(backend: Backend, *, small: bool) -> Iterator[Check]:
 
     losses, gradients, updated = results[0]
     yield compare("training step: loss", losses, np.array([exact.loss]), tolerance * exact.loss)
-    for name, expected in exact.gradients.items():
-        yield _compare_norm(f"training step: gradient of {name}", gradients[name], expected, tolerance)
-        yield compare(
-            f"training step: {name}",
-            updated[name],
-            parameters[name] - learning_rate * gradients[name].astype(np.float64),
-            sum_tolerance(2, abs(parameters[name]) + abs(gradients[name])),
-        )
+    yield from _parameter_checks(
+        "training step", parameters, gradients, updated, exact.gradients, learning_rate, tolerance
+    )
     for again in results[1:]:
         same = np.array_equal(losses, again[0]) and all(
             np.array_equal(gradients[name], again[1][name]) for name in gradients
@@ -324,13 +314,28 @@ def batch_checks(backend: Backend, architecture: Architecture, n: int, *, larges
         [2 / (n * p.size) * (s.prediction - p / 255.0) for s, p in zip(exact, pictures, strict=True)]
     )
     yield compare(f"{at}: reconstructions", gradient, expected[order], tolerance * np.abs(expected).max())
+    expected = {
+        name: sum(share * step.gradients[name] for share, step in zip(shares, exact, strict=True))
+        for name in parameters
+    }
     gradients, updated = network.read_gradients(), network.read_parameters()
+    yield from _parameter_checks(at, parameters, gradients, updated, expected, learning_rate, tolerance)
+
+
+def _parameter_checks(
+    at: str,
+    parameters: dict[str, np.ndarray],
+    gradients: dict[str, np.ndarray],
+    updated: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
+    learning_rate: float,
+    tolerance: float,
+) -> Iterator[Check]:
+    """Each gradient against the expected one, and each parameter against the step that its gradient asks for."""
     for name, value in parameters.items():
-        expected = sum(share * step.gradients[name] for share, step in zip(shares, exact, strict=True))
-        yield _compare_norm(f"{at}: gradient of {name}", gradients[name], expected, tolerance)
+        yield _compare_norm(f"{at}: gradient of {name}", gradients[name], expected[name], tolerance)
         moved = value - learning_rate * gradients[name].astype(np.float64)
-        allowed = sum_tolerance(2, abs(value) + abs(gradients[name]))
-        yield compare(f"{at}: {name}", updated[name], moved, allowed)
+        yield compare(f"{at}: {name}", updated[name], moved, sum_tolerance(2, abs(value) + abs(gradients[name])))
 
 
 def _compare_norm(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Check:

@@ -15,7 +15,7 @@ from common.architecture import autoencoder
 from common.errors import UsageError
 from common.network import Network, initial_parameters
 from common.training import Trainer
-from common.verify import convolution_checks, iterate_checks
+from common.verify import convolution_checks, verify
 from tests.training import assert_training_parity
 from versions.registry import REGISTRY, find, names
 
@@ -24,7 +24,7 @@ each_version = pytest.mark.parametrize("name", names())
 
 @each_version
 def test_verified_at_the_real_shapes(name):
-    checks = iterate_checks(find(name).load("cpu"), autoencoder(), batch_sizes=(64, 16))
+    checks = verify(find(name).load("cpu"), autoencoder(), batch_sizes=(64, 16))
     failures = [check for check in checks if not check.passed]
     assert failures == []
 
@@ -58,7 +58,7 @@ def test_any_thread_count(name, threads):
     if threads > numba.config.NUMBA_NUM_THREADS:
         pytest.skip("this machine has one core")
     backend = find(name).load("cpu", threads=threads)
-    failures = [check for check in iterate_checks(backend, small=True) if not check.passed]
+    failures = [check for check in verify(backend, small=True) if not check.passed]
     assert failures == []
 
 

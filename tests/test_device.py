@@ -1,11 +1,12 @@
 """Which GPU is meant, and what is said where there is none. NVML is played by a stand-in."""
 
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from common.device import choose_device, device_status, nvml_gpu, probe_gpu, usable_cores
+from common.device import ROOT, child_environment, choose_device, device_status, nvml_gpu, probe_gpu, usable_cores
 from common.errors import UsageError
 
 
@@ -59,3 +60,15 @@ def test_there_is_always_a_cpu():
     assert device_status("cpu").available
     assert choose_device("cpu").name
     assert usable_cores() >= 1
+
+
+@pytest.mark.parametrize("given", [None, "", "/somewhere"])
+def test_child_processes_import_from_the_suite_and_never_from_the_users_folder(monkeypatch, given):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if given is not None:
+        monkeypatch.setenv("PYTHONPATH", given)
+    environment = child_environment()
+    entries = environment["PYTHONPATH"].split(os.pathsep)
+    assert entries[0] == str(ROOT)
+    assert entries[1:] == ([given] if given else [])
+    assert environment["PYTHONSAFEPATH"] == "1"

@@ -7,7 +7,7 @@ import pytest
 
 from common.architecture import autoencoder
 from common.device import device_status
-from common.verify import iterate_checks
+from common.verify import verify
 from tests.test_cli import convbench
 from tests.training import assert_training_parity
 from versions.registry import REGISTRY, find, names
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not STATUS.available, reason=f
 
 
 def checks_at_full_size(backend):
-    return iterate_checks(backend, autoencoder(), batch_sizes=(64, 16))
+    return verify(backend, autoencoder(), batch_sizes=(64, 16))
 
 
 each_version = pytest.mark.parametrize("name", names())

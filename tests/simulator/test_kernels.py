@@ -8,7 +8,7 @@ from common import gpu, reference
 from common.architecture import autoencoder
 from common.device import DeviceStatus, device_status, in_simulator
 from common.network import Network, initial_parameters
-from common.verify import iterate_checks
+from common.verify import verify
 from tests.training import assert_training_parity
 from versions.registry import find, names
 
@@ -25,7 +25,7 @@ def test_this_is_the_simulator_and_never_a_gpu():
 
 @each_version
 def test_verified(name):
-    failures = [check for check in iterate_checks(find(name).load("gpu"), small=True) if not check.passed]
+    failures = [check for check in verify(find(name).load("gpu"), small=True) if not check.passed]
     assert failures == []
 
 

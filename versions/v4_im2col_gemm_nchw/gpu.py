@@ -101,29 +101,15 @@ def repack_kernel(x, first, packed, offset):
 
 
 @cuda.jit
-def turn_filters_kernel(w, turned):
-    # w (K,C,9)  turned flat (C,K,9): channels exchanged, each window turned by 180 degrees
-    K, C, _ = w.shape
+def turn_filters_kernel(w, K, C, turned):
+    # w flat (K,C,9)  turned flat (C,K,9): channels exchanged, each window turned by 180 degrees; its own inverse
     i = cuda.grid(1)
     # The grid is rounded up to whole blocks.
     if i < K * C * 9:
         tap = i % 9
         k = i // 9 % K
         c = i // (9 * K)
-        turned[i] = w[k, c, 8 - tap]
-
-
-@cuda.jit
-def turn_back_kernel(turned, w):
-    # turned flat (C,K,9)  w (K,C,9)
-    K, C, _ = w.shape
-    i = cuda.grid(1)
-    # The grid is rounded up to whole blocks.
-    if i < K * C * 9:
-        tap = i % 9
-        c = i // 9 % C
-        k = i // (9 * C)
-        w[k, c, tap] = turned[(c * K + k) * 9 + 8 - tap]
+        turned[i] = w[(k * C + c) * 9 + 8 - tap]
 
 
 class Im2colGemmGpu(GpuBackend):
@@ -175,7 +161,7 @@ class Im2colGemmGpu(GpuBackend):
                 accumulate=first > 0,
             )
         if turn:
-            self.launch(turn_back_kernel, prod(dw.shape), self._turned_gradient, self._filters(dw))
+            self._turn(self._turned_gradient, K, C, self._flat(dw))
 
     def conv2d_backward_bias(self, dy, db):
         N, K, H, W = dy.shape
@@ -193,7 +179,7 @@ class Im2colGemmGpu(GpuBackend):
         bank = w
         if unfold_source == transposed:
             # w is stored for folding and wanted for unfolding, or the other way round.
-            self.launch(turn_filters_kernel, prod(w.shape), self._filters(w), self._turned)
+            self._turn(self._flat(w), w.shape[0], w.shape[1], self._turned)
             bank = self._turned
         for first, count in self._split(source, target):
             if unfold_source:
@@ -232,9 +218,11 @@ class Im2colGemmGpu(GpuBackend):
         down = min(H, max(1, self.runtime.threads_per_block // across))
         self.launch_grid(kernel, (-(-H // down), rows, count), (across, down), *arguments)
 
-    def _filters(self, w):
-        """W as (K, C, 9)."""
-        return self.reshaped(w, (w.shape[0], w.shape[1], TAPS))
+    def _turn(self, w, filters, channels, turned):
+        self.launch(turn_filters_kernel, filters * channels * TAPS, w, filters, channels, turned)
+
+    def _flat(self, w):
+        return self.reshaped(w, (prod(w.shape),))
 
     def _split(self, a, b):
         """Parts of the batch whose columns and repacked pictures fit the workspace."""
