@@ -8,10 +8,12 @@ are written so that a NaN survives. Every sum across threads has a fixed order a
 import numpy as np
 from numba import cuda
 
+from common.gpu_jit import gpu_kernel
+
 REDUCTION_THREADS = 64  # threads of the block that finishes a sum; also its shared array's length
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def gather_nchw_kernel(images, order, start, x):
     # images (samples,C,H,W) uint8  order (samples,) int32  x (N,C,H,W)
     N, C, H, W = x.shape
@@ -24,7 +26,7 @@ def gather_nchw_kernel(images, order, start, x):
         x[n, c, h, w] = np.float32(images[order[start + n], c, h, w]) / np.float32(255)
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def gather_nhwc_kernel(images, order, start, x):
     # images (samples,C,H,W) uint8  order (samples,) int32  x (N,H,W,C)
     N, H, W, C = x.shape
@@ -37,7 +39,7 @@ def gather_nhwc_kernel(images, order, start, x):
         x[n, h, w, c] = np.float32(images[order[start + n], c, h, w]) / np.float32(255)
 
 
-@cuda.jit
+@gpu_kernel(registers=40)
 def maxpool_forward_kernel(y, out):
     # y (outer,2H,2W,inner)  out (outer,H,W,inner)
     O, H, W, I = out.shape  # noqa: E741
@@ -56,7 +58,7 @@ def maxpool_forward_kernel(y, out):
         out[o, h, w, c] = best
 
 
-@cuda.jit
+@gpu_kernel(registers=48)
 def relu_maxpool_backward_kernel(y, dout, dy):
     # y, dy (outer,2H,2W,inner)  dout (outer,H,W,inner): a thread owns a window, so dy may be y
     O, H, W, I = dout.shape  # noqa: E741
@@ -80,7 +82,7 @@ def relu_maxpool_backward_kernel(y, dout, dy):
             dy[o, 2 * h + tap // 2, 2 * w + tap % 2, c] = g if passes else np.float32(0)
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def upsample_forward_kernel(y, out):
     # y (outer,H,W,inner)  out (outer,2H,2W,inner): one thread per value of out, for coalesced stores
     O, H, W, I = out.shape  # noqa: E741
@@ -93,7 +95,7 @@ def upsample_forward_kernel(y, out):
         out[o, h, w, c] = y[o, h // 2, w // 2, c]
 
 
-@cuda.jit
+@gpu_kernel(registers=40)
 def relu_upsample_backward_kernel(y, dout, dy):
     # y, dy (outer,H,W,inner)  dout (outer,2H,2W,inner): a thread owns a value, so dy may be y
     O, H, W, I = y.shape  # noqa: E741
@@ -108,7 +110,7 @@ def relu_upsample_backward_kernel(y, dout, dy):
         dy[o, h, w, c] = above + below if y[o, h, w, c] > np.float32(0) else np.float32(0)
 
 
-@cuda.jit
+@gpu_kernel(registers=40)
 def mse_partial_kernel(prediction, target, gradient, partials, scale):
     # prediction, target, gradient (n,)  partials (threads of the grid,)
     i = cuda.grid(1)
@@ -121,7 +123,7 @@ def mse_partial_kernel(prediction, target, gradient, partials, scale):
     partials[i] = total
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def mse_final_kernel(partials, count, scale, losses, step):
     # partials (>= count,)  losses (steps,): one block of REDUCTION_THREADS threads
     sums = cuda.shared.array(REDUCTION_THREADS, np.float32)
@@ -139,7 +141,7 @@ def mse_final_kernel(partials, count, scale, losses, step):
         losses[step] = total * scale
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def sgd_kernel(parameters, gradients, learning_rate):
     # parameters, gradients (n,)
     i = cuda.grid(1)

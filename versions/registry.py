@@ -48,6 +48,8 @@ class BackendInfo:
 
 REGISTRY: tuple[BackendInfo, ...] = (
     BackendInfo("v1", "naive", "NHWC", "versions.v1_naive_nhwc"),
+    BackendInfo("v2", "tiled", "NHWC", "versions.v2_tiled_nhwc"),
+    BackendInfo("v3", "direct", "NCHW", "versions.v3_direct_nchw"),
     BackendInfo("v4", "im2col GEMM", "NCHW", "versions.v4_im2col_gemm_nchw", uses_gemm=True),
 )
 

@@ -6,9 +6,10 @@ import numpy as np
 from numba import cuda
 
 from common.gpu import GpuBackend
+from common.gpu_jit import gpu_kernel
 
 
-@cuda.jit
+@gpu_kernel(registers=64)
 def conv2d_forward_kernel(x, w, b, y, relu):
     # x (N,H,W,C)  w (K,R,S,C)  b (K,)  y (N,H,W,K)
     N, H, W, C = x.shape
@@ -35,7 +36,7 @@ def conv2d_forward_kernel(x, w, b, y, relu):
         y[n, h, v, k] = total
 
 
-@cuda.jit
+@gpu_kernel(registers=64)
 def conv2d_backward_data_kernel(dy, w, dx):
     # dy (N,H,W,K)  w (K,R,S,C)  dx (N,H,W,C)
     N, H, W, K = dy.shape
@@ -59,7 +60,7 @@ def conv2d_backward_data_kernel(dy, w, dx):
         dx[n, h, v, c] = total
 
 
-@cuda.jit
+@gpu_kernel(registers=112)
 def conv2d_backward_filter_kernel(x, dy, dw):
     # x (N,H,W,C)  dy (N,H,W,K)  dw (K,R,S,C)
     N, H, W, C = x.shape
@@ -82,7 +83,7 @@ def conv2d_backward_filter_kernel(x, dy, dw):
         dw[k, r, s, c] = total
 
 
-@cuda.jit
+@gpu_kernel(registers=56)
 def conv2d_backward_bias_kernel(dy, db):
     # dy (N,H,W,K)  db (K,)
     N, H, W, K = dy.shape

@@ -15,10 +15,11 @@ from numba import cuda
 from common.architecture import TAPS, Architecture, Stage
 from common.backend import Math
 from common.gpu import GpuBackend, Operand
+from common.gpu_jit import gpu_kernel
 from versions.v4_im2col_gemm_nchw import floats_per_picture, parts, workspace
 
 
-@cuda.jit
+@gpu_kernel(registers=40)
 def im2col_kernel(x, first, columns, row_stride, picture_stride):
     # x (N,C,H,W)  columns flat: row (c,r,s) of picture n at n * picture_stride + (c,r,s) * row_stride
     # grid (blocks of rows h, C*9, pictures)  block (w, h)
@@ -41,7 +42,7 @@ def im2col_kernel(x, first, columns, row_stride, picture_stride):
             columns[start + w] = value
 
 
-@cuda.jit
+@gpu_kernel(registers=72)
 def col2im_kernel(columns, out, first, bias, has_bias, relu):
     # columns flat (n,K*9,H*W)  out (N,K,H,W)  bias (>= K,): the transpose of im2col, then bias and ReLU
     # grid (blocks of rows h, K, pictures)  block (w, h)
@@ -67,7 +68,7 @@ def col2im_kernel(columns, out, first, bias, has_bias, relu):
             out[first + n, k, h, w] = total
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def bias_relu_kernel(y, first, bias, relu):
     # y (N,K,H,W), in place  bias (K,)
     # grid (blocks of rows h, K, pictures)  block (w, h)
@@ -85,7 +86,7 @@ def bias_relu_kernel(y, first, bias, relu):
             y[n, k, h, w] = value
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def repack_kernel(x, first, packed, offset):
     # x (N,C,H,W)  packed from offset (C, pictures*H*W): pictures side by side
     # grid (blocks of rows h, C, pictures)  block (w, h)
@@ -100,7 +101,7 @@ def repack_kernel(x, first, packed, offset):
             packed[start + w] = x[first + n, c, h, w]
 
 
-@cuda.jit
+@gpu_kernel(registers=32)
 def turn_filters_kernel(w, K, C, turned):
     # w flat (K,C,9)  turned flat (C,K,9): channels exchanged, each window turned by 180 degrees; its own inverse
     i = cuda.grid(1)

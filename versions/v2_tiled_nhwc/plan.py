@@ -1,0 +1,232 @@
+"""How V2 cuts the work on the GPU into tiles: sizes, launch shapes, workspace, and what they cost. No device code.
+
+A tile's shared arrays are padded so that the lanes of a warp reach different banks: while loading, lanes lie on
+neighbouring channels and pixels, so the distance between two channels in shared memory has to be an odd multiple of
+four floats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.architecture import Architecture, Stage
+from common.device import in_simulator
+from common.work import KernelWork, float_bytes, halo_extent
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block computes, and the part of it that a thread keeps in registers."""
+
+    name: str
+    rows: int
+    columns: int
+    """Of pixels: of the output, or of dy for the gradient to the filters."""
+    filters: int
+    """Output channels a block computes."""
+    threads: int
+    registers: int
+    """The bound its kernels state."""
+    chunk: int = 1
+    """Input channels a step, all of them in shared memory at once."""
+    channels: int = 1
+    """Input channels a block covers in the gradient to the filters."""
+    thread_pixels: int = 1
+    """Neighbouring pixels of a row that a thread works on together."""
+    thread_filters: int = 1
+    vector: int = 1
+    """Neighbouring filters among a thread's: 4 can be one load, 1 spreads a warp's stores over whole sectors."""
+
+    @property
+    def pitch(self) -> int:
+        """Columns of a tile with its halo."""
+        return self.columns + 2
+
+    @property
+    def halo_pixels(self) -> int:
+        """Pixels of a tile with its halo."""
+        return (self.rows + 2) * self.pitch
+
+    @property
+    def plane(self) -> int:
+        """Floats from one channel of the input tile to the next."""
+        return padded(self.halo_pixels)
+
+    @property
+    def bank(self) -> int:
+        """Floats from one tap of the weight tile to the next; nine of them lie between two channels."""
+        return padded(self.filters)
+
+    def pixel_tiles(self, n: int, height: int, width: int) -> int:
+        """Tiles that cover n pictures."""
+        return n * -(-height // self.rows) * -(-width // self.columns)
+
+    def halo_pixels_read(self, n: int, height: int, width: int) -> int:
+        """Pixels inside the picture that these tiles read, those of the halo by several."""
+        return n * halo_extent(height, self.rows) * halo_extent(width, self.columns)
+
+
+def padded(floats: int) -> int:
+    """The next odd multiple of four."""
+    return 4 * (-(-floats // 4) | 1)
+
+
+def by_name(*tiles: Tile) -> dict[str, Tile]:
+    """The tiles, found by their names."""
+    return {tile.name: tile for tile in tiles}
+
+
+if not in_simulator():
+    # 8x8 outputs a thread: 34 shared floats for 192 FMAs. Where a picture is 8x8 there would be too few blocks, so
+    # there a thread takes 4x4. With three input channels all of them are one step, and stores decide.
+    CONV2D_TILES = by_name(
+        Tile("wide", 8, 16, 64, 128, 128, chunk=8, thread_pixels=8, thread_filters=8, vector=4),
+        Tile("small", 8, 8, 32, 128, 128, chunk=8, thread_pixels=4, thread_filters=4, vector=4),
+        Tile("few inputs", 8, 16, 64, 128, 128, chunk=3, thread_pixels=8, thread_filters=8, vector=1),
+    )
+    FEW_OUTPUTS_TILE = Tile("few outputs", 8, 16, 3, 128, 128, chunk=8, thread_pixels=8)
+    FILTER_TILES = by_name(
+        Tile("wide", 4, 16, 64, 128, 128, channels=16, thread_pixels=4, thread_filters=8, vector=4),
+        Tile("small", 8, 8, 64, 128, 128, channels=16, thread_pixels=4, thread_filters=8, vector=4),
+    )
+    FEW_CHANNELS_FILTER_TILE = Tile("few channels", 4, 16, 3, 128, 128, channels=256, thread_pixels=2)
+    BIAS_THREADS = 256
+    BLOCKS_WANTED = 1024  # enough for every multiprocessor of a large card to have several
+else:
+    # The same code in small: each simulated thread costs real time.
+    CONV2D_TILES = by_name(
+        Tile("wide", 2, 4, 4, 8, 0, chunk=2, thread_pixels=2, thread_filters=2, vector=2),
+        Tile("small", 2, 2, 2, 4, 0, chunk=2, thread_pixels=2, thread_filters=1, vector=1),
+        Tile("few inputs", 2, 4, 4, 8, 0, chunk=3, thread_pixels=2, thread_filters=2, vector=1),
+    )
+    FEW_OUTPUTS_TILE = Tile("few outputs", 2, 4, 3, 8, 0, chunk=2, thread_pixels=2)
+    FILTER_TILES = by_name(
+        Tile("wide", 2, 4, 4, 8, 0, channels=4, thread_pixels=2, thread_filters=2, vector=2),
+        Tile("small", 2, 2, 4, 4, 0, channels=2, thread_pixels=2, thread_filters=2, vector=1),
+    )
+    FEW_CHANNELS_FILTER_TILE = Tile("few channels", 2, 4, 3, 4, 0, channels=8, thread_pixels=2)
+    BIAS_THREADS = 8
+    BLOCKS_WANTED = 2
+
+
+def conv2d_tile(channels: int, filters: int, height: int, width: int) -> Tile:
+    """The tile for a convolution from ``channels`` to ``filters``; for backward data the two are exchanged."""
+    if filters <= FEW_OUTPUTS_TILE.filters:
+        return FEW_OUTPUTS_TILE
+    if channels <= CONV2D_TILES["few inputs"].chunk:
+        return CONV2D_TILES["few inputs"]
+    return CONV2D_TILES[_fitting(CONV2D_TILES["small"], height, width)]
+
+
+def filter_tile(channels: int, filters: int, height: int, width: int) -> Tile:
+    """The tile for the gradient to the filters."""
+    if min(channels, filters) <= FEW_CHANNELS_FILTER_TILE.filters:
+        return FEW_CHANNELS_FILTER_TILE
+    return FILTER_TILES[_fitting(FILTER_TILES["small"], height, width)]
+
+
+def _fitting(small: Tile, height: int, width: int) -> str:
+    return "small" if height <= small.rows and width <= small.columns else "wide"
+
+
+def filter_blocks(tile: Tile, channels: int, filters: int) -> int:
+    """Blocks that cover all filters and channels once."""
+    if tile is FEW_CHANNELS_FILTER_TILE:
+        few, many = sorted((channels, filters))
+        return -(-few // tile.filters) * -(-many // tile.channels)
+    return -(-filters // tile.filters) * -(-channels // tile.channels)
+
+
+def filter_shares(tile: Tile, n: int, height: int, width: int, channels: int, filters: int) -> int:
+    """Into how many shares the pixel tiles are split, each summed by blocks of its own."""
+    return max(1, min(tile.pixel_tiles(n, height, width), BLOCKS_WANTED // filter_blocks(tile, channels, filters)))
+
+
+def bias_shares(pixels: int) -> int:
+    """Into how many shares the pixels are split for the gradient to the biases."""
+    return max(1, min(pixels // BIAS_THREADS, BLOCKS_WANTED))
+
+
+def gpu_workspace(architecture: Architecture, batch_size: int) -> dict[str, tuple[int, ...]]:
+    """Workspace buffers in floats: the partial sums of one gradient at a time."""
+    floats = 0
+    for stage in architecture.stages:
+        # A smaller batch has no more shares.
+        c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+        shares = filter_shares(filter_tile(c, k, h, w), batch_size, h, w, c, k)
+        floats = max(floats, shares * stage.weight_count, bias_shares(batch_size * h * w) * k)
+    return {"partial gradients": (floats,)}
+
+
+def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
+    """Every convolution kernel of a training step on the GPU, from the tiles above."""
+    work = []
+    for i, stage in enumerate(architecture.stages):
+        c, k = stage.in_channels, stage.out_channels
+        work.append(_conv2d_work(stage, "forward", c, k, batch_size))
+        if i > 0:  # nothing needs the gradient to the pictures themselves
+            work.append(_conv2d_work(stage, "backward data", k, c, batch_size))
+        work += _filter_work(stage, batch_size)
+        work += _bias_work(stage, batch_size)
+    return work
+
+
+def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: int) -> KernelWork:
+    """Forward, or backward data with channels and filters exchanged."""
+    h, w = stage.height, stage.width
+    tile = conv2d_tile(channels, filters, h, w)
+    least = float_bytes((n, h, w, channels), (stage.weight_count,), (n, h, w, filters))
+    asked = float_bytes(
+        (tile.halo_pixels_read(n, h, w), channels, -(-filters // tile.filters)),
+        (tile.pixel_tiles(n, h, w), stage.weight_count),
+        (n, h, w, filters),
+    )
+    # For three taps of a row: a run of pixels with its halo, and each tap's filters.
+    few = tile is FEW_OUTPUTS_TILE
+    outputs = tile.filters if few else tile.thread_filters
+    loads = tile.thread_pixels + 2 + 3 * outputs
+    per_fma = loads / (3 * tile.thread_pixels * outputs)
+    kernel = "conv2d_few_outputs_kernel" if few else f"conv2d_kernel, {tile.name}"
+    return KernelWork(stage.name, operation, kernel, n * stage.flops, least, asked, per_fma)
+
+
+def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
+    c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+    tile = filter_tile(c, k, h, w)
+    shares = filter_shares(tile, n, h, w, c, k)
+    halo, pixels = tile.halo_pixels_read(n, h, w), n * h * w
+    partials = (shares, stage.weight_count)
+    if tile is FEW_CHANNELS_FILTER_TILE:
+        few, many = sorted((c, k))
+        own = tile.channels // tile.threads
+        operands = (halo, few, -(-many // tile.channels)), (pixels, many, -(-few // tile.filters))
+        # For a run of pixels and a row of taps: the few channels of the run with its halo.
+        loads, fmas = (tile.thread_pixels + 2) * tile.filters, tile.thread_pixels * 3 * tile.filters * own
+        kernel = "conv2d_backward_filter_few_channels_kernel"
+    else:
+        operands = (halo, c, -(-k // tile.filters)), (pixels, k, -(-c // tile.channels))
+        # For a run of pixels and all nine taps: a window of one channel, and each pixel's filters.
+        loads = 3 * (tile.thread_pixels + 2) + tile.thread_pixels * tile.thread_filters
+        fmas = tile.thread_pixels * 9 * tile.thread_filters
+        kernel = f"conv2d_backward_filter_kernel, {tile.name}"
+    least = float_bytes((pixels, c), (pixels, k), partials)
+    asked = float_bytes(*operands, partials)
+    return [
+        KernelWork(stage.name, "backward filter", kernel, n * stage.flops, least, asked, loads / fmas),
+        _sum_work(stage, "backward filter", shares, stage.weight_count),
+    ]
+
+
+def _bias_work(stage: Stage, n: int) -> list[KernelWork]:
+    pixels, k = n * stage.height * stage.width, stage.out_channels
+    shares = bias_shares(pixels)
+    moved = float_bytes((pixels, k), (shares, k))
+    return [
+        KernelWork(stage.name, "backward bias", "conv2d_backward_bias_kernel", pixels * k, moved, moved),
+        _sum_work(stage, "backward bias", shares, k),
+    ]
+
+
+def _sum_work(stage: Stage, operation: str, shares: int, values: int) -> KernelWork:
+    moved = float_bytes((shares, values), (values,))
+    return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved)
