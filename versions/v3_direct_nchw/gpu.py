@@ -1,0 +1,290 @@
+"""V3 on the GPU: planes read directly, lanes on neighbouring pixels, a strip of rows x filters in registers.
+
+Kernels are built by functions that take the strip's sizes, because register arrays need sizes that the compiler knows;
+``plan.py`` has the sizes and says which strip a stage gets. All kernels see flat arrays.
+"""
+
+from math import prod
+
+import numpy as np
+from numba import cuda
+
+from common.gpu import GpuBackend
+from common.gpu_jit import ALIGNMENT, BLOCK_BITS, THREAD_BITS, gpu_kernel, offset
+from versions.v3_direct_nchw import plan
+
+AT_ONCE = 4  # loads of a thread that are under way together
+INDEX_BITS = 0xFFFF  # like THREAD_BITS, for an index into the staged weights
+
+
+def make_conv2d_kernel(strip, turned):
+    """Forward, or with the filters ``turned`` backward data: a thread computes a strip of pixels for several filters.
+
+    Backward data is a convolution too, from dy to dx, with each window turned by 180 degrees and the roles of C and K
+    exchanged; so C here counts the channels that are read, and K those that are written.
+    """
+    ROWS, FILTERS, CHUNK, THREADS = strip.rows, strip.filters, strip.chunk, strip.threads
+    HALO_ROWS = ROWS + 2
+    BANK = 9 * FILTERS  # weights of one input channel
+    WEIGHTS = CHUNK * BANK
+    STEP = AT_ONCE * THREADS
+    TOTALS = ROWS * FILTERS
+
+    @gpu_kernel(registers=strip.registers)
+    def conv2d_kernel(x, w, b, y, N, H, W, C, K, has_bias, relu):
+        # x (N,C,H,W)  w (K,C,R,S), turned (C,K,R,S)  b (K,)  y (N,K,H,W), all flat
+        # grid (blocks of strips; groups of K)  block (strips: columns fastest, then groups of rows, then pictures)
+        weights = cuda.shared.array(WEIGHTS, np.float32, ALIGNMENT)  # (channel, tap, filter)
+        totals = cuda.local.array(TOTALS, np.float32)
+        column = cuda.local.array(HALO_ROWS, np.float32)
+        taps = cuda.local.array(FILTERS, np.float32)
+        t = cuda.threadIdx.x & THREAD_BITS
+        strip_index = (cuda.blockIdx.x & BLOCK_BITS) * THREADS + t
+        down = (H + ROWS - 1) // ROWS
+        v = strip_index % W
+        top = strip_index // W % down * ROWS
+        n = strip_index // (W * down)
+        first_filter = (cuda.blockIdx.y & BLOCK_BITS) * FILTERS
+        # Rows of the strip and its halo down to the picture's last; none for threads past the last picture.
+        bottom = min(HALO_ROWS, H + 1 - top) if n < N else 0
+        for j in range(FILTERS):
+            total = np.float32(0)
+            # The last group of filters can reach past K.
+            if has_bias and first_filter + j < K:
+                total = b[offset(first_filter + j)]
+            for p in range(ROWS):
+                totals[p * FILTERS + j] = total
+        for first in range(0, C, CHUNK):
+            # Neighbouring threads on neighbouring weights: taps fastest, then whichever channel w has next to them.
+            for begin in range(t, WEIGHTS, STEP):
+                for load in range(AT_ONCE):
+                    i = (begin + load * THREADS) & INDEX_BITS
+                    tap = i % 9
+                    c = i // BANK if turned else i // 9 % CHUNK
+                    k = i // 9 % FILTERS if turned else i // (9 * CHUNK)
+                    # The last load can reach past the group.
+                    if i < WEIGHTS:
+                        value = np.float32(0)
+                        # Past the last channel or filter: zero.
+                        if first + c < C and first_filter + k < K:
+                            if turned:
+                                value = w[offset(((first + c) * K + first_filter + k) * 9 + 8 - tap)]
+                            else:
+                                value = w[offset(((first_filter + k) * C + first + c) * 9 + tap)]
+                        weights[offset((c * 9 + tap) * FILTERS + k)] = value
+            # All threads read what each has loaded.
+            cuda.syncthreads()
+            for c in range(min(CHUNK, C - first)):
+                for s in range(3):
+                    near = v + s - 1
+                    above = ((n * C + first + c) * H + top - 1) * W + near
+                    inside = np.int32(bottom if 0 <= near < W else 0)
+                    for i in range(HALO_ROWS):
+                        value = np.float32(0)
+                        # Outside the picture is padding: zero.
+                        if i < inside and (i > 0 or top > 0):
+                            value = x[offset(above + i * W)]
+                        column[i] = value
+                    for r in range(3):
+                        for j in range(FILTERS):
+                            taps[j] = weights[offset((c * 9 + r * 3 + s) * FILTERS + j)]
+                        for p in range(ROWS):
+                            for j in range(FILTERS):
+                                totals[p * FILTERS + j] += column[p + r] * taps[j]
+            # No thread may load the next weights while another still reads these.
+            cuda.syncthreads()
+        # Written so that a NaN is not turned into zero.
+        if relu:
+            for i in range(TOTALS):
+                if totals[i] <= np.float32(0):
+                    totals[i] = np.float32(0)
+        corner = ((n * K + first_filter) * H + top) * W + v
+        plane = H * W
+        # Strips reach below the picture, blocks past the last picture, the last group of filters past K.
+        rows = np.int32(bottom - 1)
+        filters = np.int32(min(FILTERS, K - first_filter))
+        for j in range(FILTERS):
+            for p in range(ROWS):
+                if j < filters and p < rows:
+                    y[offset(corner + j * plane + p * W)] = totals[p * FILTERS + j]
+
+    return conv2d_kernel
+
+
+def make_filter_kernel(strip):
+    """Backward filter: lanes on the columns of all pictures, warps on groups of channels, lanes added at the end."""
+    ROWS, FILTERS, CHANNELS, THREADS = strip.rows, strip.filters, strip.channels, strip.threads
+    WARP = plan.WARP
+    WARPS = THREADS // WARP
+    HALO_ROWS = ROWS + 2
+    OUTPUTS = CHANNELS * 9  # of a thread for one filter
+    WINDOW, TOTALS = CHANNELS * HALO_ROWS * 3, FILTERS * OUTPUTS
+    PITCH = TOTALS | 1  # odd, so that the lanes write to different banks
+    SUMS = THREADS * PITCH
+    BLOCK_OUTPUTS = WARPS * TOTALS
+    ROUNDS = -(-BLOCK_OUTPUTS // THREADS)
+
+    @gpu_kernel(registers=strip.registers)
+    def conv2d_backward_filter_kernel(x, dy, partials, N, H, W, C, K):
+        # x (N,C,H,W)  dy (N,K,H,W)  partials (shares,K,C,R,S), all flat
+        # grid (groups of C, groups of K, shares of the columns)  block (lanes on columns, warps on channels)
+        sums = cuda.shared.array(SUMS, np.float32)  # (thread, filter, channel, tap)
+        totals = cuda.local.array(TOTALS, np.float32)
+        window = cuda.local.array(WINDOW, np.float32)
+        gradients = cuda.local.array(FILTERS, np.float32)
+        t = cuda.threadIdx.x & THREAD_BITS
+        lane = t % WARP
+        block_channel = (cuda.blockIdx.x & BLOCK_BITS) * (WARPS * CHANNELS)
+        first_channel = block_channel + t // WARP * CHANNELS
+        first_filter = (cuda.blockIdx.y & BLOCK_BITS) * FILTERS
+        share = cuda.blockIdx.z & BLOCK_BITS
+        shares = cuda.gridDim.z & BLOCK_BITS
+        columns = N * W
+        for i in range(TOTALS):
+            totals[i] = np.float32(0)
+        for index in range(share * columns // shares + lane, (share + 1) * columns // shares, WARP):
+            v = index % W
+            n = index // W
+            for top in range(0, H, ROWS):
+                bottom = H + 1 - top
+                for c in range(CHANNELS):
+                    for s in range(3):
+                        side = v + s - 1
+                        above = ((n * C + first_channel + c) * H + top - 1) * W + side
+                        inside = np.int32(bottom if 0 <= side < W and first_channel + c < C else 0)
+                        for i in range(HALO_ROWS):
+                            value = np.float32(0)
+                            # Outside the picture is padding, past the last channel nothing: zero.
+                            if i < inside and (i > 0 or top > 0):
+                                value = x[offset(above + i * W)]
+                            window[(c * HALO_ROWS + i) * 3 + s] = value
+                for p in range(ROWS):
+                    corner = ((n * K + first_filter) * H + top + p) * W + v
+                    given = np.int32(K - first_filter if p + 1 < bottom else 0)
+                    for j in range(FILTERS):
+                        value = np.float32(0)
+                        # Past the picture's lower border or the last filter: zero.
+                        if j < given:
+                            value = dy[offset(corner + j * H * W)]
+                        gradients[j] = value
+                    for c in range(CHANNELS):
+                        for r in range(3):
+                            for s in range(3):
+                                near = window[(c * HALO_ROWS + p + r) * 3 + s]
+                                for j in range(FILTERS):
+                                    totals[(j * CHANNELS + c) * 9 + r * 3 + s] += near * gradients[j]
+        for i in range(TOTALS):
+            sums[offset(t * PITCH + i)] = totals[i]
+        # The sums of all lanes have to be there before they are added.
+        cuda.syncthreads()
+        for turn in range(ROUNDS):
+            i = turn * THREADS + t
+            own = i % TOTALS
+            k = first_filter + own // OUTPUTS
+            c = block_channel + i // TOTALS * CHANNELS + own % OUTPUTS // 9
+            # The last round can reach past the block's outputs, the last group past the channels or the filters.
+            if i < BLOCK_OUTPUTS and c < C and k < K:
+                total = np.float32(0)
+                for other in range(WARP):
+                    total += sums[offset((i // TOTALS * WARP + other) * PITCH + own)]
+                partials[offset(((share * K + k) * C + c) * 9 + own % 9)] = total
+
+    return conv2d_backward_filter_kernel
+
+
+def make_bias_kernel(threads):
+    """Backward bias: a block adds up one filter's planes, lanes on neighbouring pixels, then folds its sums in half."""
+    THREADS = threads
+    LEVELS = THREADS.bit_length() - 1
+
+    @gpu_kernel(registers=64)
+    def conv2d_backward_bias_kernel(dy, partials, N, P, K):
+        # dy (N,K,P)  partials (shares,K), both flat  grid (K, shares of the pictures)
+        sums = cuda.shared.array(THREADS, np.float32)
+        t = cuda.threadIdx.x & THREAD_BITS
+        k = cuda.blockIdx.x & BLOCK_BITS
+        share = cuda.blockIdx.y & BLOCK_BITS
+        shares = cuda.gridDim.y & BLOCK_BITS
+        total = np.float32(0)
+        for n in range(share * N // shares, (share + 1) * N // shares):
+            for p in range(t, P, THREADS):
+                total += dy[offset((n * K + k) * P + p)]
+        sums[offset(t)] = total
+        for level in range(LEVELS):
+            half = THREADS >> (level + 1)
+            # What the upper half holds has to be complete.
+            cuda.syncthreads()
+            if t < half:
+                sums[offset(t)] += sums[offset(t + half)]
+        if t == 0:
+            partials[offset(share * K + k)] = sums[0]
+
+    return conv2d_backward_bias_kernel
+
+
+@gpu_kernel(registers=32)
+def sum_shares_kernel(partials, shares, out):
+    # partials (shares,size) flat  out (size,) flat: the second pass, always in the same order
+    i = cuda.grid(1) & BLOCK_BITS
+    size = out.size
+    # The grid is rounded up to whole blocks.
+    if i < size:
+        total = np.float32(0)
+        for share in range(shares):
+            total += partials[offset(share * size + i)]
+        out[offset(i)] = total
+
+
+CONV2D_KERNELS = {name: make_conv2d_kernel(strip, False) for name, strip in plan.CONV2D_STRIPS.items()}
+TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.CONV2D_STRIPS.items()}
+FILTER_KERNELS = {name: make_filter_kernel(strip) for name, strip in plan.FILTER_STRIPS.items()}
+conv2d_backward_bias_kernel = make_bias_kernel(plan.BIAS_THREADS)
+
+
+class DirectGpu(GpuBackend):
+    """V3's four convolution operations on the GPU."""
+
+    layout = "NCHW"
+
+    def prepare(self, architecture, batch_size):
+        """Allocate the partial sums of the gradients to filters and biases."""
+        super().prepare(architecture, batch_size)
+        shapes = plan.gpu_workspace(architecture, batch_size)
+        self._partial_gradients = self.empty(shapes["partial gradients"])
+
+    def conv2d_forward(self, x, w, b, y, relu):
+        self._convolve(CONV2D_KERNELS, x, w, b, y, relu)
+
+    def conv2d_backward_data(self, dy, w, dx):
+        self._convolve(TURNED_CONV2D_KERNELS, dy, w, None, dx, False)
+
+    def _convolve(self, kernels, x, w, b, y, relu):
+        (N, C, H, W), K = x.shape, y.shape[1]
+        strip = plan.conv2d_strip(K, H, W)
+        grid = strip.blocks(N, H, W), -(-K // strip.filters)
+        has_bias = b is not None
+        x, w, b, y = (self._flat(buffer) for buffer in (x, w, b if has_bias else w, y))
+        self.launch_grid(kernels[strip.name], grid, (strip.threads,), x, w, b, y, N, H, W, C, K, has_bias, relu)
+
+    def conv2d_backward_filter(self, x, dy, dw):
+        (N, C, H, W), K = x.shape, dy.shape[1]
+        strip = plan.filter_strip(C, K)
+        shares = plan.filter_shares(strip, N, W, C, K)
+        grid = -(-C // strip.block_channels), -(-K // strip.filters), shares
+        x, dy, partials, dw = (self._flat(buffer) for buffer in (x, dy, self._partial_gradients, dw))
+        self.launch_grid(FILTER_KERNELS[strip.name], grid, (strip.threads,), x, dy, partials, N, H, W, C, K)
+        self.launch(sum_shares_kernel, K * C * 9, partials, shares, dw)
+
+    def conv2d_backward_bias(self, dy, db):
+        N, K, H, W = dy.shape
+        shares = plan.bias_shares(N, K)
+        partials = self._flat(self._partial_gradients)
+        block = (plan.BIAS_THREADS,)
+        self.launch_grid(conv2d_backward_bias_kernel, (K, shares), block, self._flat(dy), partials, N, H * W, K)
+        self.launch(sum_shares_kernel, K, partials, shares, db)
+
+    def _flat(self, buffer):
+        return self.reshaped(buffer, (prod(buffer.shape),))
+
+
+make_backend = DirectGpu

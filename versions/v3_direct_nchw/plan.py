@@ -1,0 +1,187 @@
+"""How V3 divides the planes on the GPU: strips of pixels, groups of filters, and what they cost. No device code.
+
+A strip is a few neighbouring rows of one column of a plane, and belongs to one thread; the threads of a block take
+strips in the order column, group of rows, picture. A warp is therefore as full on an 8x8 plane, where it covers several
+pictures, as on a 32x32 one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.architecture import Architecture, Stage
+from common.device import in_simulator
+from common.work import KernelWork, float_bytes, halo_extent
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What a thread computes, and how many of them make a block."""
+
+    name: str
+    rows: int
+    filters: int
+    """Output channels a thread computes."""
+    threads: int
+    registers: int
+    """The bound its kernels state."""
+    chunk: int = 1
+    """Input channels whose weights are staged together."""
+    channels: int = 1
+    """Input channels a thread covers in the gradient to the filters; the block's warps take neighbouring groups."""
+
+    def strips(self, n: int, height: int, width: int) -> int:
+        """Strips that cover n planes."""
+        return n * -(-height // self.rows) * width
+
+    def blocks(self, n: int, height: int, width: int) -> int:
+        """Blocks of one thread a strip."""
+        return -(-self.strips(n, height, width) // self.threads)
+
+    @property
+    def block_channels(self) -> int:
+        """Input channels of a block in the gradient to the filters."""
+        return self.channels * self.threads // WARP
+
+
+def by_name(*strips: Strip) -> dict[str, Strip]:
+    """The strips, found by their names."""
+    return {strip.name: strip for strip in strips}
+
+
+if not in_simulator():
+    WARP = 32  # lanes on neighbouring pixels
+    # 8 rows x 8 filters a thread: 10 loads and 24 shared floats for 192 FMAs. On small planes, and with few filters,
+    # that would leave too few threads to fill a card.
+    CONV2D_STRIPS = by_name(
+        Strip("wide", 4, 16, 128, 128, chunk=8),
+        Strip("small", 4, 8, 64, 128, chunk=8),
+        Strip("few outputs", 2, 3, 128, 80, chunk=16),
+    )
+    FILTER_STRIPS = by_name(
+        Strip("wide", 2, 8, 128, 168, channels=1),
+        Strip("few inputs", 2, 8, 96, 168, channels=1),
+        Strip("few outputs", 2, 3, 128, 152, channels=2),
+    )
+    BIAS_THREADS = 128
+    BLOCKS_WANTED = 1024  # enough for every multiprocessor of a large card to have several
+else:
+    # The same code in small: each simulated thread costs real time.
+    WARP = 4
+    CONV2D_STRIPS = by_name(
+        Strip("wide", 3, 2, 8, 0, chunk=2),
+        Strip("small", 2, 2, 4, 0, chunk=2),
+        Strip("few outputs", 2, 3, 8, 0, chunk=3),
+    )
+    FILTER_STRIPS = by_name(
+        Strip("wide", 2, 2, 8, 0, channels=2),
+        Strip("few inputs", 2, 4, 12, 0, channels=1),
+        Strip("few outputs", 2, 3, 8, 0, channels=2),
+    )
+    BIAS_THREADS = 8
+    BLOCKS_WANTED = 8
+
+FEW = 3  # up to so many channels on one side, a convolution has strips of its own
+
+
+def conv2d_strip(filters: int, height: int, width: int) -> Strip:
+    """The strip for a convolution to ``filters`` channels; for backward data those are the input channels."""
+    if filters <= FEW:
+        return CONV2D_STRIPS["few outputs"]
+    small = CONV2D_STRIPS["small"]
+    return small if height * width <= small.rows**2 * 4 else CONV2D_STRIPS["wide"]
+
+
+def filter_strip(channels: int, filters: int) -> Strip:
+    """The strip for the gradient to the filters."""
+    if filters <= FEW:
+        return FILTER_STRIPS["few outputs"]
+    return FILTER_STRIPS["few inputs" if channels <= FEW else "wide"]
+
+
+def filter_shares(strip: Strip, n: int, width: int, channels: int, filters: int) -> int:
+    """Into how many shares the columns of all pictures are split, each summed by blocks of its own."""
+    blocks = -(-filters // strip.filters) * -(-channels // strip.block_channels)
+    return max(1, min(-(-n * width // WARP), BLOCKS_WANTED // blocks))
+
+
+def bias_shares(n: int, filters: int) -> int:
+    """Into how many shares the pictures are split for the gradient to the biases."""
+    return max(1, min(n, BLOCKS_WANTED // filters))
+
+
+def gpu_workspace(architecture: Architecture, batch_size: int) -> dict[str, tuple[int, ...]]:
+    """Workspace buffers in floats: the partial sums of one gradient at a time."""
+    floats = 0
+    for stage in architecture.stages:
+        # A smaller batch has no more shares.
+        c, k = stage.in_channels, stage.out_channels
+        shares = filter_shares(filter_strip(c, k), batch_size, stage.width, c, k)
+        floats = max(floats, shares * stage.weight_count, bias_shares(batch_size, k) * k)
+    return {"partial gradients": (floats,)}
+
+
+def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
+    """Every convolution kernel of a training step on the GPU, from the strips above."""
+    work = []
+    for i, stage in enumerate(architecture.stages):
+        c, k = stage.in_channels, stage.out_channels
+        work.append(_conv2d_work(stage, "forward", c, k, batch_size))
+        if i > 0:  # nothing needs the gradient to the pictures themselves
+            work.append(_conv2d_work(stage, "backward data", k, c, batch_size))
+        work += _filter_work(stage, batch_size)
+        work += _bias_work(stage, batch_size)
+    return work
+
+
+def _window_reads(n: int, height: int, width: int, rows: int) -> int:
+    """Pixels that the strips of n planes read: each its rows and one above and below, in three columns."""
+    return n * halo_extent(height, rows) * max(1, 3 * width - 2)
+
+
+def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: int) -> KernelWork:
+    """Forward, or backward data with channels and filters exchanged."""
+    h, w = stage.height, stage.width
+    strip = conv2d_strip(filters, h, w)
+    least = float_bytes((n, channels, h, w), (stage.weight_count,), (n, filters, h, w))
+    asked = float_bytes(
+        (_window_reads(n, h, w, strip.rows), channels, -(-filters // strip.filters)),
+        (strip.blocks(n, h, w), stage.weight_count),
+        (n, filters, h, w),
+    )
+    # A weight read from shared memory meets every row of the strip.
+    kernel = f"conv2d_kernel, {strip.name}"
+    return KernelWork(stage.name, operation, kernel, n * stage.flops, least, asked, 1 / strip.rows)
+
+
+def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
+    c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+    strip = filter_strip(c, k)
+    shares = filter_shares(strip, n, w, c, k)
+    partials = (shares, stage.weight_count)
+    least = float_bytes((n, c, h, w), (n, k, h, w), partials)
+    asked = float_bytes(
+        (_window_reads(n, h, w, strip.rows), c, -(-k // strip.filters)),
+        (n * h * w, k, -(-c // strip.channels)),
+        partials,
+    )
+    kernel = f"conv2d_backward_filter_kernel, {strip.name}"
+    return [
+        KernelWork(stage.name, "backward filter", kernel, n * stage.flops, least, asked),
+        _sum_work(stage, "backward filter", shares, stage.weight_count),
+    ]
+
+
+def _bias_work(stage: Stage, n: int) -> list[KernelWork]:
+    pixels, k = n * stage.height * stage.width, stage.out_channels
+    shares = bias_shares(n, k)
+    moved = float_bytes((pixels, k), (shares, k))
+    return [
+        KernelWork(stage.name, "backward bias", "conv2d_backward_bias_kernel", pixels * k, moved, moved),
+        _sum_work(stage, "backward bias", shares, k),
+    ]
+
+
+def _sum_work(stage: Stage, operation: str, shares: int, values: int) -> KernelWork:
+    moved = float_bytes((shares, values), (values,))
+    return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved)
