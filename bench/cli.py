@@ -1,7 +1,7 @@
 """The command line: ``convbench``, or ``python -m bench``.
 
 Bad input ends in one line on standard error and exit code 2, before anything is written. Exit code 1 means that a
-version failed its verification or did not finish; 130 that Ctrl-C ended the run.
+version failed its verification or did not finish, or that a GPU kernel breaks a rule; 130 that Ctrl-C ended the run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from versions.registry import REGISTRY, BackendInfo, find, names
 MATHS = ("fp32", "tf32")
 DEFAULTS = {"cpu": (256, 3), "gpu": (50_000, 5)}  # samples and epochs
 FULL_EPOCH = 50_000
+KERNELS_COLUMNS = 132  # of the table of kernels where there is no terminal
 CHECKED_BATCH = 64  # the whole step that ``check`` verifies; ``run`` verifies the sizes it will time
 
 app = typer.Typer(
@@ -176,6 +177,57 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command("kernels")
+def kernels_command(
+    backend: Backends = None,
+    target: Annotated[
+        str, typer.Option(help="sm_75, sm_80, sm_90 or sm_100: that one in full; or all.", metavar="TARGET")
+    ] = "all",
+) -> None:
+    """Compile every GPU kernel without a GPU: registers, spills, occupancy and inner loop of each."""
+    from bench import kernels
+
+    infos = _find_backends(backend)
+    targets = kernels.find_targets(target)
+    kernels.check_compilers()
+    uses = kernels.merged_uses(infos)
+    faults = kernels.uncovered_kernels(infos)
+    compiled = {}
+    errors = Console(stderr=True)
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("compiling {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+    target_names = [kernels.target_name(target) for target in targets]
+    if not errors.is_terminal:
+        errors.print(f"compiling {len(uses)} kernels for {', '.join(target_names)}", highlight=False, soft_wrap=True)
+    places = {id(use): place for place, use in enumerate(uses)}
+    with bar:
+        task = bar.add_task("the first kernel", total=len(uses) * len(targets))
+        for use, answer in kernels.compile_uses(uses, targets):
+            bar.update(task, description=escape(use.name), advance=1)
+            version = " ".join(use.versions)
+            if isinstance(answer, kernels.CompileError):
+                faults.append(f"{version}: {answer}")
+            else:
+                compiled[places[id(use)], answer.target] = answer
+                faults += [f"{version}: {fault}" for fault in kernels.faults(answer)]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=KERNELS_COLUMNS)  # a file or a pipe has no width of its own
+    console.print(tables.kernels_table(uses, compiled, target_names))
+    for fault in faults:
+        print(f"fault: {fault}", file=sys.stderr)
+    if faults:
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_command() -> None:
     """Show the versions and whether each can run here."""
@@ -255,15 +307,20 @@ def _choose(
     backend: list[str] | None, device: str, math: str, threads: int | None
 ) -> tuple[tuple[BackendInfo, ...], DeviceStatus, int]:
     """Resolve the options that say what runs where."""
-    asked = backend or ["all"]
-    for name in asked:
-        if name not in (*names(), "all"):
-            raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())} or all")
-    infos = REGISTRY if "all" in asked else tuple(dict.fromkeys(find(name) for name in asked))
+    infos = _find_backends(backend)
     if math not in MATHS:
         raise UsageError(f"unknown math {math!r}: choose from {', '.join(MATHS)}")
     threads = _check_threads(threads)
     return infos, choose_device(device), threads
+
+
+def _find_backends(backend: list[str] | None) -> tuple[BackendInfo, ...]:
+    """Versions by name, in the order asked for; all by default."""
+    asked = backend or ["all"]
+    for name in asked:
+        if name not in (*names(), "all"):
+            raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())} or all")
+    return REGISTRY if "all" in asked else tuple(dict.fromkeys(find(name) for name in asked))
 
 
 def _check_threads(threads: int | None) -> int:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from rich import box
+from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -11,7 +16,10 @@ from common.architecture import Architecture, receptive_fields
 from common.backend import Device
 from common.device import DeviceStatus
 from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
-from versions.registry import BASELINE, REGISTRY, BackendInfo
+from versions.registry import BASELINE, REGISTRY, BackendInfo, find
+
+if TYPE_CHECKING:  # only the command that compiles kernels needs it
+    from bench.kernels import CompiledKernel, KernelUse
 
 DOCUMENT_FIELDS = "The network's design document differs: it gives 3, 6, 10, 14, 14, 14, 18, 18, 22 in this order."
 DOCUMENT_BUDGET_MB = 625
@@ -134,3 +142,100 @@ def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo,
         table.caption = f"The design document's budget at batch 64 is {DOCUMENT_BUDGET_MB} MB."
         table.caption_justify = "left"
     return table
+
+
+LOOP_TARGET = "sm_90"  # the one whose inner loops are shown, where several targets are
+
+
+def kernels_table(
+    uses: list[KernelUse], compiled: Mapping[tuple[int, str], CompiledKernel], targets: list[str]
+) -> Table:
+    """Registers, occupancy, memory and inner loop of every kernel, and what launches it; fits 132 columns.
+
+    ``compiled`` has what came of ``uses[i]`` for a target under (i, target); what is missing did not compile. One
+    target is shown in full, several with registers and occupancy for each.
+    """
+    from bench.kernels import condensed
+
+    single = len(targets) == 1
+    loop_target = LOOP_TARGET if LOOP_TARGET in targets else targets[-1]
+    title = f"GPU kernels at batch 64, compiled for {', '.join(targets)}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("kernel\n  launched by", max_width=36)
+    figures = ["block\nthreads", "grid\nblocks"] if single else ["block\nthreads"]
+    figures += ["regs", "stated", "spill\nbytes", "stack\nbytes", "occu-\npancy"] if single else ["regs\nstated"]
+    figures += [] if single else [f"{target}\nregs occ" for target in targets]
+    figures += ["shared\nbytes", "loop\nFMA", "shared\nloads", "global\nloads", "floats\n/ FMA"]
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    heading = None
+    for i in sorted(range(len(uses)), key=lambda i: (len(uses[i].versions) > 1, uses[i].versions)):
+        use = uses[i]
+        if use.versions != heading:
+            table.add_section()
+            shared = len(use.versions) > 1
+            label = f"shared by {', '.join(use.versions)}" if shared else find(use.versions[0]).label
+            table.add_row(Text(label, style="bold"))
+            heading = use.versions
+        launched_by = Padding(Text(condensed(use.operations), style="dim"), (0, 0, 0, 2))
+        cells = [Group(Text(use.name, overflow="fold"), launched_by), _span(use.threads)]
+        main = compiled.get((i, loop_target))
+        if single:
+            cells.append(_span(use.blocks))
+            cells += _build_cells(main) if main else [Text("refused", style="bold red"), *["-"] * 4]
+        else:
+            cells.append(_bound(main) if main else "-")
+            cells += [_target_cell(compiled.get((i, target))) for target in targets]
+        table.add_row(*cells, *(_loop_cells(main) if main else ["-"] * 5))
+    of = "" if single else f" on {loop_target}"
+    table.caption = (
+        "regs: 32-bit registers a thread, compiled under the bound stated. occ: most warps that can run at once.\n"
+        f"shared bytes: of a block. loop: one turn of the inner loop{of}, in PTX.\n"
+        "loads: instructions (floats they load), in that loop. floats / FMA: of both kinds of load."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _span(values: tuple[int, ...]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,}-{values[-1]:,}"
+
+
+def _bound(kernel: CompiledKernel) -> Text | str:
+    return Text("none", style="bold red") if kernel.stated_registers is None else str(kernel.stated_registers)
+
+
+def _share(occupancy: tuple[float, ...]) -> str:
+    shares = sorted({round(100 * share) for share in occupancy})
+    return f"{_span(tuple(shares))}%" if shares else "-"
+
+
+def _target_cell(kernel: CompiledKernel | None) -> Text:
+    """Registers and occupancy, or in red what is wrong."""
+    if kernel is None:
+        return Text("refused", style="bold red")
+    for what, size in (("spill", kernel.spill_bytes), ("stack", kernel.stack_bytes)):
+        if size:
+            return Text(f"{kernel.registers} {what} {size}", style="bold red")
+    if kernel.uses_float64:
+        return Text(f"{kernel.registers} double", style="bold red")
+    return Text(f"{kernel.registers} {_share(kernel.occupancy):>4}")
+
+
+def _build_cells(kernel: CompiledKernel) -> list[Text | str]:
+    """Registers, bound, spills, stack and occupancy."""
+    sizes = [Text(str(size), style="bold red" if size else "") for size in (kernel.spill_bytes, kernel.stack_bytes)]
+    return [str(kernel.registers), _bound(kernel), *sizes, _share(kernel.occupancy)]
+
+
+def _loop_cells(kernel: CompiledKernel) -> list[str]:
+    """Shared memory, and the inner loop."""
+    loop = kernel.loop
+    shared = f"{kernel.shared_bytes:,}"
+    if loop is None:
+        return [shared, *["-"] * 4]
+    loads = [
+        f"{count} ({floats})" if count else "-"
+        for count, floats in ((loop.shared_loads, loop.shared_floats), (loop.global_loads, loop.global_floats))
+    ]
+    return [shared, str(loop.fma), *loads, f"{(loop.shared_floats + loop.global_floats) / loop.fma:.2f}"]

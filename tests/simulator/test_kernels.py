@@ -1,18 +1,26 @@
-"""Every GPU kernel in Numba's simulator: indexing and barriers, on tiny shapes. Run by tests/test_simulator.py."""
+"""Every GPU kernel in the strict simulator (strict.py): indexing, barriers and races, on small shapes.
+
+Run by tests/test_simulator.py.
+"""
+
+import functools
 
 import numpy as np
 import pytest
 
 import versions.v4_im2col_gemm_nchw as v4
-from common import gpu, reference
+from bench.kernels import gpu_module, missing_kernels
+from common import gpu, gpu_kernels, reference
 from common.architecture import autoencoder
 from common.device import DeviceStatus, device_status, in_simulator
 from common.network import Network, initial_parameters
-from common.verify import verify
+from common.verify import convolution_checks, verify
 from tests.training import assert_training_parity
 from versions.registry import find, names
 
 pytestmark = pytest.mark.simulator
+# (N, C, K, H, W) beside verify's: several tiles of every axis with uneven rests, few channels, tiny pictures.
+MORE_SHAPES = ((2, 5, 9, 5, 9), (1, 9, 5, 6, 3), (1, 7, 2, 5, 6), (3, 5, 6, 2, 2), (2, 33, 19, 7, 3), (1, 1, 1, 1, 1))
 each_version = pytest.mark.parametrize("name", names())
 
 
@@ -23,9 +31,29 @@ def test_this_is_the_simulator_and_never_a_gpu():
     assert "not a GPU" in status.reason
 
 
+@functools.cache
+def verified(name):
+    """Checks of a version that failed, and the kernels that were launched for all of them."""
+    backend = find(name).load("gpu")
+    launched = []
+    launch_grid = backend.launch_grid
+
+    def recording(kernel, *rest):
+        launched.append(kernel)
+        launch_grid(kernel, *rest)
+
+    backend.launch_grid = recording
+    checks = verify(backend, small=True)
+    rng = np.random.default_rng(3)
+    for shape in MORE_SHAPES:
+        checks += convolution_checks(backend, shape, rng)
+    assert len(checks) > 50
+    return [check for check in checks if not check.passed], launched
+
+
 @each_version
 def test_verified(name):
-    failures = [check for check in verify(find(name).load("gpu"), small=True) if not check.passed]
+    failures, _ = verified(name)
     assert failures == []
 
 
@@ -79,32 +107,11 @@ def test_a_step_allocates_no_buffers(name):
 
 @each_version
 def test_every_kernel_of_the_version_ran(name):
-    """Nothing compiled for the GPU goes untested: each kernel of the module is launched by a training step."""
-    from importlib import import_module
+    """Nothing compiled for the GPU goes untested: what verification and a step launch is all that there is."""
+    _, launched = verified(name)
+    assert missing_kernels(gpu_module(find(name)), launched) == []
 
-    from common import gpu_kernels
 
-    info = find(name)
-    backend = info.load("gpu")
-    launched = set()
-    bind = backend.runtime.bind
-
-    def recording(kernel, grid, block):
-        launched.add(id(kernel))
-        return bind(kernel, grid, block)
-
-    backend.runtime.bind = recording
-    architecture = autoencoder((4, 4), (3, 2))
-    network = Network(backend, architecture, 1, initial_parameters(architecture, 0))
-    images = backend.upload(np.zeros((1, 3, 4, 4), np.uint8))
-    network.step(images, backend.upload(np.zeros(1, np.int32)), 0, 1, 0.1, backend.upload(np.zeros(1, np.float32)), 0)
-    module = import_module(f"{info.package}.gpu")
-    layout = info.layout.lower()
-    shared = {
-        name: value
-        for name, value in vars(gpu_kernels).items()
-        if name.endswith("_kernel") and not (name.startswith("gather") and layout not in name)
-    }
-    own = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
-    missed = [name for name, kernel in {**shared, **own}.items() if id(kernel) not in launched]
-    assert missed == []
+def test_every_shared_kernel_ran():
+    launched = [kernel for name in names() for kernel in verified(name)[1]]
+    assert missing_kernels(gpu_kernels, launched) == []

@@ -1,0 +1,11 @@
+"""Every test of this folder runs in the strict simulator."""
+
+import pytest
+
+from tests.simulator import strict
+
+
+@pytest.fixture(autouse=True)
+def guards(monkeypatch):
+    """The guard zones around the buffers of the test."""
+    return strict.install(monkeypatch)

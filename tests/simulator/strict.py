@@ -1,0 +1,526 @@
+"""Numba's simulator made strict: what a GPU would do wrong silently, or only now and then, fails here at once.
+
+Numba's simulator runs a kernel as Python over NumPy arrays, and so forgives what a GPU does not: a negative index wraps
+around, a thread that has returned no longer holds up a barrier, a shared array keeps the values of the block before.
+``install`` replaces its launches, for a test, by ones that check
+
+- indices: below zero or past the end, on any axis of a global, shared or local array, for loads and stores; what counts
+  is the shape of the view that the kernel was given, not the buffer's;
+- barriers: ``cuda.syncthreads()`` that not every thread of the block reaches, or reached at different places;
+- races: an element of shared or global memory that one thread writes and another reads or writes with no barrier in
+  between, where between two blocks of a launch there never is one (an atomic operation counts as a plain one);
+- values that nobody wrote: loads from shared and local arrays, which are fresh for every block and thread;
+- guard zones around every buffer, compared bit for bit after every launch and every GEMM.
+
+A fault is a ``KernelError`` that names the kernel, the thread and the element. Only one thread runs at a time: each to
+its next barrier, then the next one. That makes races visible whatever the order, and it is also several times faster
+than Numba's runner, which polls. Every second launch of a kernel takes threads and blocks in reverse order, so that the
+checks which run an operation twice and compare the bits see whether the order mattered.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections import Counter
+from itertools import product
+from math import prod
+from types import CodeType, FunctionType
+
+import numpy as np
+from numba.cuda import types
+from numba.cuda.np import numpy_support
+from numba.cuda.simulator import kernel as simulator
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray, FakeShape
+from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule
+
+from common.gpu import SimulatorRuntime
+
+GUARD_BYTES = 256
+GUARD = np.full(GUARD_BYTES // 4, 0x7FC0DEAD, np.uint32).tobytes()  # a quiet NaN with a payload nobody computes
+
+
+ANYONE = (None, None, None)  # threads of several blocks; see Launch.now
+
+
+class KernelError(AssertionError):
+    """A kernel did what no kernel may do."""
+
+
+class Abandoned(BaseException):
+    """Unwinds the threads that wait at a barrier after another thread of the block has failed."""
+
+
+# Arrays as a kernel sees them ---------------------------------------------------------------------------------------
+
+
+class GlobalArray:
+    """A view of a buffer, as a kernel's argument.
+
+    ``accesses`` belongs to the memory: for each index, who stored there last in this launch, and who loaded last.
+    """
+
+    def __init__(self, launch: Launch, name: str, array: np.ndarray, accesses: tuple[dict, dict]) -> None:
+        self._launch = launch
+        self._name = name
+        self._array = array
+        self._writers, self._readers = accesses
+        self.shape = FakeShape(array.shape)
+        self.size, self.ndim, self.dtype, self.strides = array.size, array.ndim, array.dtype, array.strides
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index):
+        value = self._at(index)
+        now = self._launch.now
+        writer = self._writers.get(index)
+        if writer is not None and writer is not now:
+            self._check_order(index, "reads", writer, "wrote")
+        reader = self._readers.get(index)
+        if reader is not now:
+            if reader is None:
+                self._readers[index] = now
+            elif reader[2] != now[2]:
+                self._readers[index] = ANYONE
+            else:
+                self._readers[index] = self._launch.several if reader[1] == now[1] else now
+        return value
+
+    def __setitem__(self, index, value) -> None:
+        self._at(index)
+        now = self._launch.now
+        writer = self._writers.get(index)
+        if writer is not None and writer is not now:
+            self._check_order(index, "writes", writer, "wrote")
+        reader = self._readers.get(index)
+        if reader is not None and reader is not now:
+            self._check_order(index, "writes", reader, "read")
+        self._writers[index] = now
+        self._array[index] = value
+
+    def _at(self, index):
+        """The element at ``index``, which has to be inside on every axis."""
+        try:
+            inside = min(index) >= 0 if type(index) is tuple else index >= 0
+            value = self._array[index] if inside else None
+        except (IndexError, TypeError):
+            value = None
+        if value is None or type(value) is np.ndarray:
+            self._launch.fail(f"index {index} of global array {self._name} of shape {self._array.shape}")
+        return value
+
+    def _check_order(self, index, does: str, other: tuple, did: str) -> None:
+        """Only a barrier within a block puts the accesses of two threads in order."""
+        _, phase, block = self._launch.now
+        if other[2] != block or other[1] == phase:
+            self._launch.fail(
+                f"a race: {does} element {index} of global array {self._name} of shape {self._array.shape}, which "
+                f"{self._launch.describe(other)} {did} with no barrier in between"
+            )
+
+
+class Memory:
+    """What shared and local arrays have in common: a cell for every valid index, so that a wrong one is not found."""
+
+    kind = ""
+
+    def __init__(self, launch: Launch, shape, dtype) -> None:
+        if isinstance(dtype, types.Type):
+            dtype = numpy_support.as_dtype(dtype)
+        self._launch = launch
+        self.dtype = np.dtype(dtype)
+        self._type = self.dtype.type
+        self.shape = FakeShape(shape if isinstance(shape, tuple) else (shape,))
+        self.ndim, self.size = len(self.shape), prod(self.shape)
+        indices = range(self.shape[0]) if self.ndim == 1 else product(*map(range, self.shape))
+        self._cells = self._make_cells(indices)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def _fail_index(self, index) -> None:
+        self._launch.fail(f"index {index} of a {self.kind} array of shape {tuple(self.shape)}")
+
+    def _fail_unwritten(self, index) -> None:
+        self._launch.fail(
+            f"reads element {index} of a {self.kind} array of shape {tuple(self.shape)}, which nobody wrote"
+        )
+
+
+class LocalArray(Memory):
+    """An array of one thread."""
+
+    kind = "local"
+
+    def _make_cells(self, indices) -> dict:
+        return dict.fromkeys(indices)
+
+    def __getitem__(self, index):
+        try:
+            value = self._cells[index]
+        except (KeyError, TypeError):
+            self._fail_index(index)
+        if value is None:
+            self._fail_unwritten(index)
+        return value
+
+    def __setitem__(self, index, value) -> None:
+        if index not in self._cells:
+            self._fail_index(index)
+        self._cells[index] = value if type(value) is self._type else self._type(value)
+
+
+class SharedArray(Memory):
+    """An array of one block. A cell is [value, who stored last and when, who loaded last and when]."""
+
+    kind = "shared"
+
+    def _make_cells(self, indices) -> dict:
+        return {index: [None, None, None] for index in indices}
+
+    def __getitem__(self, index):
+        try:
+            cell = self._cells[index]
+        except (KeyError, TypeError):
+            self._fail_index(index)
+        launch = self._launch
+        value, writer, reader = cell
+        if writer is None:
+            self._fail_unwritten(index)
+        now = launch.now
+        if writer is not now and writer[1] == now[1]:
+            self._fail_race(index, "reads", writer, "wrote")
+        if reader is not now:
+            # Of several readers in a phase it is enough to know that there are several.
+            cell[2] = now if reader is None or reader[1] != now[1] else launch.several
+        return value
+
+    def __setitem__(self, index, value) -> None:
+        try:
+            cell = self._cells[index]
+        except (KeyError, TypeError):
+            self._fail_index(index)
+        now = self._launch.now
+        _, writer, reader = cell
+        if writer is not None and writer is not now and writer[1] == now[1]:
+            self._fail_race(index, "writes", writer, "wrote")
+        if reader is not None and reader is not now and reader[1] == now[1]:
+            self._fail_race(index, "writes", reader, "read")
+        cell[0] = value if type(value) is self._type else self._type(value)
+        cell[1] = now
+
+    def _fail_race(self, index, does: str, other: tuple, did: str) -> None:
+        self._launch.fail(
+            f"a race: {does} element {index} of a shared array of shape {tuple(self.shape)}, which "
+            f"{self._launch.describe(other)} {did} with no barrier in between"
+        )
+
+
+# A launch -----------------------------------------------------------------------------------------------------------
+
+
+class Launch(FakeCUDAModule):
+    """One launch of a kernel; also the ``cuda`` that the kernel sees while it runs."""
+
+    threadIdx = blockIdx = laneid = None  # plain attributes of whichever thread is running  # noqa: N815
+
+    def __init__(self, kernel, grid: tuple[int, ...], block: tuple[int, ...], reverse: bool) -> None:
+        super().__init__(grid, block, 0)
+        self._local = _Arrays(lambda shape, dtype, site: LocalArray(self, shape, dtype))
+        self._shared = _Arrays(self._shared_array)
+        self.kernel = kernel
+        self.name = kernel.fn.__name__
+        # x varies fastest, as it does in a warp.
+        self.threads = [(x, y, z) for z in range(block[2]) for y in range(block[1]) for x in range(block[0])]
+        self.blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
+        self.order = list(range(len(self.threads)))
+        if reverse:
+            self.order.reverse()
+            self.blocks.reverse()
+        self._dims = [Dim3(*thread) for thread in self.threads]
+        self.phase = 0  # counts the stretches between barriers, over all blocks
+        self.now: tuple = ()  # (thread, phase, block) that is running
+        self.several: tuple = ()  # the same, where it stands for more than one thread
+        self.running = None
+
+    def fail(self, what: str) -> None:
+        """Raise a KernelError that says who did it."""
+        raise KernelError(f"{self.name}, {self.describe(self.now) if self.now else 'the launch'}: {what}") from None
+
+    def describe(self, who: tuple) -> str:
+        """Who an entry like ``now`` stands for."""
+        thread, _, block = who
+        if block is None:
+            return "threads of several blocks"
+        return f"{'several threads' if thread is None else f'thread {self.threads[thread]}'} of block {block}"
+
+    def run(self, arguments: tuple) -> None:
+        """Run every block, one after the other."""
+        names = self.kernel.fn.__code__.co_varnames
+        accesses: dict[tuple, tuple[dict, dict]] = {}
+        given = []
+        for name, argument in zip(names, arguments, strict=False):
+            if isinstance(argument, np.ndarray):
+                self.fail(f"argument {name} is a NumPy array, which would be copied both ways at every launch")
+            if isinstance(argument, FakeCUDAArray):
+                array = argument._ary
+                # Two arguments can be the same memory: what is written through one is written through the other.
+                same = accesses.setdefault((array.ctypes.data, array.shape, array.strides), ({}, {}))
+                argument = GlobalArray(self, name, array, same)
+            given.append(argument)
+        try:
+            self._run_blocks(given, _has_barrier(self.kernel.fn))
+        except Exception as error:
+            if not isinstance(error, KernelError):
+                error.add_note(f"in {self.name}, {self.describe(self.now)}")
+            raise
+
+    def _run_blocks(self, given: list, barriers: bool) -> None:
+        for block in self.blocks:
+            self.blockIdx = Dim3(*block)
+            self._block = block
+            self._allocations: dict[tuple, SharedArray] = {}
+            self._next_phase()
+            if barriers:
+                _CREW.run(self, given)
+            else:
+                for number in self.order:
+                    self.switch_to(number)
+                    self.kernel.fn(*given)
+
+    def switch_to(self, number: int) -> None:
+        """Make ``number`` the thread that is running."""
+        self.threadIdx = self._dims[number]
+        self.laneid = number % 32
+        self.now = (number, self.phase, self._block)
+
+    def _next_phase(self) -> None:
+        self.phase += 1
+        self.several = (None, self.phase, self._block)
+
+    def end_phase(self, sites: list[tuple | None]) -> bool:
+        """Every thread has stopped: at the barrier in ``sites``, or, where that is None, at its end. Any left?"""
+        waiting = {site for site in sites if site is not None}
+        if not waiting:
+            return False
+        if len(waiting) > 1 or None in sites:
+            places = []
+            for site in sorted(waiting):
+                at = [self.threads[number] for number in self.order if sites[number] == site]
+                places.append(f"{len(at)} at line {site[1]} ({_few(at)})")
+            gone = [self.threads[number] for number in self.order if sites[number] is None]
+            if gone:
+                places.append(f"{len(gone)} have returned ({_few(gone)})")
+            raise KernelError(
+                f"{self.name}, block {self._block}: the {len(sites)} threads do not meet at one barrier: "
+                f"{', '.join(places)}"
+            )
+        self._next_phase()
+        return True
+
+    def syncthreads(self) -> None:
+        """Wait for the block's other threads."""
+        if self.running is None:
+            raise KernelError(f"{self.name}: has a barrier where the strict simulator did not look for one")
+        frame = sys._getframe(1)
+        self.running.wait(self.now[0], (frame.f_code.co_filename, frame.f_lineno))
+
+    def syncthreads_count(self, value) -> None:
+        """Not used by this project, and so not simulated; neither are the other two."""
+        raise NotImplementedError("the strict simulator knows syncthreads() only")
+
+    syncthreads_and = syncthreads_or = syncthreads_count
+
+    def _shared_array(self, shape, dtype, site: tuple) -> SharedArray:
+        if site not in self._allocations:
+            self._allocations[site] = SharedArray(self, shape, dtype)
+        return self._allocations[site]
+
+
+class _Arrays:
+    """``cuda.shared`` or ``cuda.local``."""
+
+    def __init__(self, make) -> None:
+        self._make = make
+
+    def array(self, shape, dtype, alignment=None):
+        """Make the array; for the strict simulator every element is as well aligned as any other."""
+        frame = sys._getframe(1)
+        if not shape:
+            raise NotImplementedError("the strict simulator knows shared memory of a fixed size only")
+        return self._make(shape, dtype, (frame.f_code, frame.f_lasti))
+
+
+def _locked() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+class _Crew:
+    """The operating system's threads that stand for a block's; each sleeps until it is handed the baton."""
+
+    def __init__(self) -> None:
+        self._batons: list[threading.Lock] = []
+        self._main = _locked()
+        self._launch: Launch
+
+    def run(self, launch: Launch, arguments: list) -> None:
+        """Run the current block of ``launch``, or raise what one of its threads raised."""
+        count = len(launch.threads)
+        while len(self._batons) < count:
+            self._batons.append(_locked())
+            threading.Thread(target=self._work, args=(len(self._batons) - 1,), daemon=True).start()
+        launch.running = self
+        self._launch, self._arguments = launch, arguments
+        self._sites: list[tuple | None] = [None] * count
+        self._failure: BaseException | None = None
+        self._position = 0
+        self._go_on()
+        self._main.acquire()
+        if self._failure is not None:
+            for number in [number for number in range(count) if self._sites[number] is not None]:
+                self._batons[number].release()
+                self._main.acquire()
+            raise self._failure
+
+    def wait(self, number: int, site: tuple) -> None:
+        """Called by thread ``number`` at a barrier: let the others run until it is its turn again."""
+        self._sites[number] = site
+        try:
+            self._pass_on()
+        except KernelError:
+            self._sites[number] = None  # it unwinds from here, and is not to be woken
+            raise
+        self._batons[number].acquire()
+        self._sites[number] = None
+        if self._failure is not None:
+            raise Abandoned
+
+    def _pass_on(self) -> None:
+        """Hand the baton to the next thread, or to the main one if the block is done."""
+        self._position += 1
+        if self._position == len(self._sites):
+            if not self._launch.end_phase(self._sites):
+                self._main.release()
+                return
+            self._position = 0
+        self._go_on()
+
+    def _go_on(self) -> None:
+        number = self._launch.order[self._position]
+        self._launch.switch_to(number)
+        self._batons[number].release()
+
+    def _work(self, number: int) -> None:
+        """Be thread ``number`` of one block after another."""
+        while True:
+            self._batons[number].acquire()
+            try:
+                self._launch.kernel.fn(*self._arguments)
+                self._pass_on()
+            except Abandoned:
+                self._main.release()
+            except BaseException as error:  # it is raised again in the main thread
+                self._failure = error
+                self._main.release()
+
+
+_CREW = _Crew()
+
+
+def _few(items: list) -> str:
+    return ", ".join(map(str, items[:3])) + (", ..." if len(items) > 3 else "")
+
+
+def _has_barrier(function: FunctionType, seen: set | None = None) -> bool:
+    """Whether a kernel, or a device function that it names, calls ``syncthreads``."""
+    seen = set() if seen is None else seen
+    if function in seen:
+        return False
+    seen.add(function)
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    if "syncthreads" in names:
+        return True
+    named = [function.__globals__.get(name) for name in names]
+    named += [cell.cell_contents for cell in function.__closure__ or ()]
+    return any(isinstance(one, simulator.FakeCUDAKernel) and _has_barrier(one.fn, seen) for one in named)
+
+
+# Switching it on ----------------------------------------------------------------------------------------------------
+
+
+class Guards:
+    """The guard zones of every buffer that is still in use."""
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[weakref.ref, tuple[int, ...], np.dtype]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: type) -> FakeCUDAArray:
+        """Allocate a buffer full of NaN patterns, with more of them before and after it."""
+        dtype = np.dtype(dtype)
+        size = dtype.itemsize * prod(shape)
+        zones = -(-size // GUARD_BYTES) + 2
+        whole = np.frombuffer(GUARD * zones, np.uint8).copy()
+        self._buffers.append((weakref.ref(whole), shape, dtype))
+        return FakeCUDAArray(whole[GUARD_BYTES : GUARD_BYTES + size].view(dtype).reshape(shape))
+
+    def check(self, what: str) -> None:
+        """Compare every zone; ``what`` is what has just run."""
+        alive = []
+        for buffer in self._buffers:
+            reference, shape, dtype = buffer
+            whole = reference()
+            if whole is None:
+                continue
+            alive.append(buffer)
+            end = GUARD_BYTES + dtype.itemsize * prod(shape)
+            after = len(whole) - end
+            if whole[:GUARD_BYTES].tobytes() != GUARD:
+                raise KernelError(f"{what}: wrote before the {dtype} buffer of shape {shape}")
+            if whole[end:].tobytes() != (GUARD + GUARD)[-after:]:
+                raise KernelError(f"{what}: wrote past the end of the {dtype} buffer of shape {shape}")
+        self._buffers = alive
+
+
+def install(monkeypatch) -> Guards:
+    """Make every launch strict, and every buffer of SimulatorRuntime guarded, until ``monkeypatch`` is undone."""
+    guards = Guards()
+    launches: Counter = Counter()
+    plain_gemm = SimulatorRuntime.gemm
+
+    def call(kernel, *arguments):
+        running = simulator._get_kernel_context()
+        if running is not None:  # a device function, called by a kernel
+            with simulator.swapped_cuda_module(kernel.fn, running):
+                return kernel.fn(*arguments)
+        grid, block = simulator.normalize_kernel_dimensions(kernel.grid_dim, kernel.block_dim)
+        launch = Launch(kernel, grid, block, reverse=launches[kernel] % 2 == 1)
+        launches[kernel] += 1
+        with simulator._push_kernel_context(launch), simulator.swapped_cuda_module(kernel.fn, launch):
+            launch.run(arguments)
+        guards.check(launch.name)
+        return None
+
+    def gemm(runtime, m, n, k, a, b, c, *, batch=1, accumulate=False):
+        for letter, operand, size in (("a", a, m * k), ("b", b, k * n), ("c", c, m * n)):
+            last = operand.offset + (batch - 1) * operand.stride + size
+            if operand.offset < 0 or operand.stride < 0 or last > operand.buffer.size:
+                raise KernelError(
+                    f"gemm {m} x {n} x {k}, batch {batch}: operand {letter} takes elements {operand.offset} to {last} "
+                    f"of a buffer of shape {tuple(operand.buffer.shape)}"
+                )
+        plain_gemm(runtime, m, n, k, a, b, c, batch=batch, accumulate=accumulate)
+        guards.check("gemm")
+
+    monkeypatch.setattr(simulator.FakeCUDAKernel, "__call__", call)
+    monkeypatch.setattr(SimulatorRuntime, "empty", lambda runtime, shape, dtype: guards.empty(shape, dtype))
+    monkeypatch.setattr(SimulatorRuntime, "gemm", gemm)
+    return guards
