@@ -29,7 +29,7 @@ from versions.registry import REGISTRY, BackendInfo, find, names
 MATHS = ("fp32", "tf32")
 DEFAULTS = {"cpu": (256, 3), "gpu": (50_000, 5)}  # samples and epochs
 FULL_EPOCH = 50_000
-KERNELS_COLUMNS = 132  # of the table of kernels where there is no terminal
+TABLE_COLUMNS = 132  # of a wide table where there is no terminal
 CHECKED_BATCH = 64  # the whole step that ``check`` verifies; ``run`` verifies the sizes it will time
 
 app = typer.Typer(
@@ -220,7 +220,7 @@ def kernels_command(
                 faults += [f"{version}: {fault}" for fault in kernels.faults(answer)]
     console = Console()
     if not console.is_terminal:
-        console = Console(width=KERNELS_COLUMNS)  # a file or a pipe has no width of its own
+        console = Console(width=TABLE_COLUMNS)  # a file or a pipe has no width of its own
     console.print(tables.kernels_table(uses, compiled, target_names))
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
@@ -244,7 +244,7 @@ def describe(
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
     threads: Threads = None,
 ) -> None:
-    """Print the network: shapes, parameters, FLOPs, receptive fields, and a version's memory."""
+    """Print the network: shapes, parameters, FLOPs, receptive fields; a version's memory and, on a GPU, its kernels."""
     info = find(backend)
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}: choose from {', '.join(DEVICES)}")
@@ -256,6 +256,13 @@ def describe(
     console.print(tables.receptive_field_table(architecture))
     console.print(f"  {tables.DOCUMENT_FIELDS}\n", highlight=False, soft_wrap=True)
     console.print(tables.memory_table(architecture, batch_size, info, device, _check_threads(threads)))
+    if device == "gpu":
+        work = tables.work_table(architecture, batch_size, info)
+        if work is None:
+            print(f"{info.label} does not state the work of its kernels.")
+        else:
+            # A file or a pipe has no width of its own.
+            (console if console.is_terminal else Console(width=TABLE_COLUMNS)).print(work)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from common.architecture import Architecture, receptive_fields
 from common.backend import Device
 from common.device import DeviceStatus
 from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
+from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, elementwise_work
 from versions.registry import BASELINE, REGISTRY, BackendInfo, find
 
 if TYPE_CHECKING:  # only the command that compiles kernels needs it
@@ -141,6 +142,48 @@ def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo,
     if batch_size == 64:
         table.caption = f"The design document's budget at batch 64 is {DOCUMENT_BUDGET_MB} MB."
         table.caption_justify = "left"
+    return table
+
+
+def work_table(architecture: Architecture, batch_size: int, info: BackendInfo) -> Table | None:
+    """What every GPU kernel of a training step has to do and how fast it can be at best; None if that is not stated."""
+    work = info.gpu_work(architecture, batch_size)
+    if work is None:
+        return None
+    _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
+    rows = work + elementwise_work(architecture, batch_size, info.layout, parameters)
+    title = f"GPU kernels of {info.label} in a training step, batch {batch_size}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("stage", "operation", "kernel"):
+        table.add_column(name, no_wrap=True)
+    for name in ("MFLOP", "least\nMB", "asked\nMB", "asked /\nleast", "bound\nµs", "bound by", "shared\n/ FMA"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in (work, rows[len(work) :]):
+        for row in part:
+            asked = row.asked_bytes
+            table.add_row(
+                row.stage,
+                row.operation,
+                Text(row.kernel),
+                f"{row.flops / 1e6:,.1f}",
+                f"{row.least_bytes / 1e6:,.2f}",
+                "cuBLAS's" if asked is None else f"{asked / 1e6:,.2f}",
+                "" if asked is None else f"{asked / row.least_bytes:,.1f}",
+                f"{row.bound_s * 1e6:,.1f}",
+                row.bound_by,
+                "" if row.shared_loads_per_fma is None else f"{row.shared_loads_per_fma:.3f}",
+            )
+        table.add_section()
+    flops, bound_s = sum(row.flops for row in rows), sum(row.bound_s for row in rows)
+    least = sum(row.least_bytes for row in rows)
+    table.add_row("step", "", "", f"{flops / 1e6:,.1f}", f"{least / 1e6:,.2f}", "", "", f"{bound_s * 1e6:,.1f}")
+    table.caption = (
+        f"bound: no card with {CEILING_FLOP_PER_S / 1e12:g} TFLOP/s in float32 and {CEILING_BYTES_PER_S / 1e12:g} TB/s "
+        "can be faster; computed, not measured.\n"
+        "least: every operand crosses global memory once. asked: what the threads load and store; caches answer the "
+        "rest.\nshared / FMA: floats read from shared memory for one multiply-add."
+    )
+    table.caption_justify = "left"
     return table
 
 

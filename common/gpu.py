@@ -18,10 +18,10 @@ from common import gpu_kernels
 from common.architecture import Architecture
 from common.backend import Backend, Buffer, Math
 from common.device import in_simulator
+from common.work import MOST_PARTIALS
 
 CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 0, 3  # cublasMath_t
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
-MOST_PARTIALS = 16_384  # threads that share the sum of the loss
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from common.architecture import Architecture
+from common.backend import Layout
+
 FLOAT_BYTES = 4
+MOST_PARTIALS = 16_384  # threads that share the sum of the loss on a GPU
 
 # The card the bounds are stated for, an H100/H200-class one: float32 outside tensor cores, and memory.
 CEILING_FLOP_PER_S = 67e12
@@ -51,3 +55,36 @@ def float_bytes(*shapes: tuple[int, ...]) -> int:
 def halo_extent(length: int, tile: int) -> int:
     """Positions along one axis that its tiles read, added up: each its own and, inside the picture, one more a side."""
     return sum(min(length, first + tile + 1) - max(0, first - 1) for first in range(0, length, tile))
+
+
+def taps_inside(height: int, width: int) -> int:
+    """(position, tap) pairs of a plane whose tap falls inside the picture, for a 3x3 window with padding 1."""
+    return (3 * height - 2) * (3 * width - 2)
+
+
+def elementwise_work(architecture: Architecture, batch_size: int, layout: Layout, parameters: int) -> list[KernelWork]:
+    """The kernels that all versions share, ``parameters`` being the length of the flat buffer that SGD goes over."""
+    n = batch_size
+    picture = n * prod(architecture.input_shape)
+    work = [_moved("", "gather", f"gather_{layout.lower()}_kernel", picture, FLOAT_BYTES * picture + picture + 4 * n)]
+    for stage in architecture.stages:
+        y = n * stage.out_channels * stage.height * stage.width
+        out = n * stage.out_channels * stage.out_height * stage.out_width
+        if stage.resample == "maxpool":
+            work.append(_moved(stage.name, "max-pool", "maxpool_forward_kernel", 3 * out, FLOAT_BYTES * (y + out)))
+            moved = FLOAT_BYTES * (2 * y + out)
+            work.append(_moved(stage.name, "max-pool backward", "relu_maxpool_backward_kernel", 4 * out, moved))
+        elif stage.resample == "upsample":
+            work.append(_moved(stage.name, "upsample", "upsample_forward_kernel", 0, FLOAT_BYTES * (y + out)))
+            moved = FLOAT_BYTES * (2 * y + out)
+            work.append(_moved(stage.name, "upsample backward", "relu_upsample_backward_kernel", 3 * y, moved))
+    partials = min(picture, MOST_PARTIALS)
+    work.append(_moved("", "loss", "mse_partial_kernel", 4 * picture, FLOAT_BYTES * (3 * picture + partials)))
+    work.append(_moved("", "loss", "mse_final_kernel", partials, FLOAT_BYTES * (partials + 1)))
+    work.append(_moved("", "SGD", "sgd_kernel", 2 * parameters, FLOAT_BYTES * 3 * parameters))
+    return work
+
+
+def _moved(stage: str, operation: str, kernel: str, flops: int, moved: int) -> KernelWork:
+    """Work that reads and writes everything once: the threads ask for no more than the least."""
+    return KernelWork(stage, operation, kernel, flops, moved, moved)

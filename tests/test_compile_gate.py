@@ -16,7 +16,10 @@ import pytest
 from bench import kernels
 from bench.kernels import TARGETS, CompiledKernel, LoopCounts, faults, target_name
 from bench.ptx import inner_loop
+from common.architecture import autoencoder
 from common.errors import UsageError
+from common.network import flat_offsets, parameter_shapes
+from common.work import elementwise_work
 from versions.registry import REGISTRY, find, names
 
 pytestmark = pytest.mark.skipif(
@@ -71,6 +74,27 @@ def test_every_operation_of_every_stage_is_recorded(name):
     assert wanted <= recorded
     assert {stage for stage, operation in recorded if "forward" in operation} == set(stages)
     assert all(operation for _, operation in recorded)
+
+
+@pytest.mark.parametrize("info", REGISTRY, ids=names())
+def test_the_stated_work_is_of_the_kernels_that_are_launched(info):
+    """``convbench describe`` and ``convbench kernels`` tell of the same kernels."""
+    architecture = autoencoder()
+    _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
+    work = info.gpu_work(architecture, 64) + elementwise_work(architecture, 64, info.layout, parameters)
+    stated = {(row.stage, row.operation, row.kernel) for row in work if not row.kernel.startswith("cuBLAS")}
+    launched = {(*operation, use.name) for use in kernels.kernel_uses(info) for operation in use.operations}
+    # The gradient to the pictures is compiled like the others, but is not part of a step.
+    assert stated == {launch for launch in launched if launch[:2] != ("conv1", "backward data")}
+
+
+@pytest.mark.parametrize("info", REGISTRY, ids=names())
+def test_the_stated_shared_loads_are_those_of_the_inner_loop(info, compiled):
+    stated = {row.kernel: row.shared_loads_per_fma for row in info.gpu_work(autoencoder(), 64)}
+    for use, answers in compiled(info.name):
+        loop = next(answer.loop for answer in answers if answer.target == "sm_90")
+        if loop is not None and use.name in stated:
+            assert loop.shared_floats / loop.fma == pytest.approx(stated[use.name] or 0), use.name
 
 
 # The gate itself ----------------------------------------------------------------------------------------------------

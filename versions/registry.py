@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from common.architecture import Architecture
 from common.backend import Backend, Device, Layout, Math
 from common.errors import UsageError
+from common.work import KernelWork
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class BackendInfo:
     ) -> dict[str, tuple[int, ...]]:
         """Name and shape (float32) of each workspace buffer, computed without the device."""
         return importlib.import_module(self.package).workspace(architecture, batch_size, device, threads)
+
+    def gpu_work(self, architecture: Architecture, batch_size: int) -> list[KernelWork] | None:
+        """FLOPs and bytes of every convolution kernel on the GPU; None if the version does not state them."""
+        stated = getattr(importlib.import_module(self.package), "gpu_work", None)
+        return stated and stated(architecture, batch_size)
 
     def effective_math(self, device: Device, math: Math) -> Math:
         """The arithmetic this version really uses when ``math`` is asked for."""

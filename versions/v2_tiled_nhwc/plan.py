@@ -93,7 +93,7 @@ if not in_simulator():
     BIAS_THREADS = 256
     BLOCKS_WANTED = 1024  # enough for every multiprocessor of a large card to have several
 else:
-    # The same code in small: each simulated thread costs real time.
+    # The same code in small, since each simulated thread costs real time; no size divides another, as in real tiles.
     CONV2D_TILES = by_name(
         Tile("wide", 2, 4, 4, 8, 0, chunk=2, thread_pixels=2, thread_filters=2, vector=2),
         Tile("small", 2, 2, 2, 4, 0, chunk=2, thread_pixels=2, thread_filters=1, vector=1),
@@ -101,10 +101,10 @@ else:
     )
     FEW_OUTPUTS_TILE = Tile("few outputs", 2, 4, 3, 8, 0, chunk=2, thread_pixels=2)
     FILTER_TILES = by_name(
-        Tile("wide", 2, 4, 4, 8, 0, channels=4, thread_pixels=2, thread_filters=2, vector=2),
-        Tile("small", 2, 2, 4, 4, 0, channels=2, thread_pixels=2, thread_filters=2, vector=1),
+        Tile("wide", 3, 4, 4, 8, 0, channels=4, thread_pixels=2, thread_filters=2, vector=2),
+        Tile("small", 3, 2, 4, 4, 0, channels=2, thread_pixels=2, thread_filters=2, vector=1),
     )
-    FEW_CHANNELS_FILTER_TILE = Tile("few channels", 2, 4, 3, 4, 0, channels=8, thread_pixels=2)
+    FEW_CHANNELS_FILTER_TILE = Tile("few channels", 3, 4, 3, 4, 0, channels=8, thread_pixels=2)
     BIAS_THREADS = 8
     BLOCKS_WANTED = 2
 
@@ -176,17 +176,24 @@ def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: i
     h, w = stage.height, stage.width
     tile = conv2d_tile(channels, filters, h, w)
     least = float_bytes((n, h, w, channels), (stage.weight_count,), (n, h, w, filters))
+    few = tile is FEW_OUTPUTS_TILE
+    biases = 0
+    if operation == "forward":  # once for each output, or for each run of pixels that a thread owns
+        biases = n * h * w if few else tile.pixel_tiles(n, h, w) * tile.rows * tile.columns // tile.thread_pixels
     asked = float_bytes(
         (tile.halo_pixels_read(n, h, w), channels, -(-filters // tile.filters)),
         (tile.pixel_tiles(n, h, w), stage.weight_count),
         (n, h, w, filters),
+        (biases, filters),
     )
     # For three taps of a row: a run of pixels with its halo, and each tap's filters.
-    few = tile is FEW_OUTPUTS_TILE
     outputs = tile.filters if few else tile.thread_filters
     loads = tile.thread_pixels + 2 + 3 * outputs
     per_fma = loads / (3 * tile.thread_pixels * outputs)
-    kernel = "conv2d_few_outputs_kernel" if few else f"conv2d_kernel, {tile.name}"
+    if few:
+        kernel = "few_outputs_kernel" if operation == "forward" else "turned_few_outputs_kernel"
+    else:
+        kernel = f"{'' if operation == 'forward' else 'TURNED_'}CONV2D_KERNELS[{tile.name}]"
     return KernelWork(stage.name, operation, kernel, n * stage.flops, least, asked, per_fma)
 
 
@@ -200,15 +207,15 @@ def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
         few, many = sorted((c, k))
         own = tile.channels // tile.threads
         operands = (halo, few, -(-many // tile.channels)), (pixels, many, -(-few // tile.filters))
-        # For a run of pixels and a row of taps: the few channels of the run with its halo.
-        loads, fmas = (tile.thread_pixels + 2) * tile.filters, tile.thread_pixels * 3 * tile.filters * own
-        kernel = "conv2d_backward_filter_few_channels_kernel"
+        # For a run of pixels and all nine taps: the few channels of the run with its halo.
+        loads, fmas = 3 * (tile.thread_pixels + 2) * tile.filters, tile.thread_pixels * 9 * tile.filters * own
+        kernel = "few_inputs_filter_kernel" if c <= k else "few_outputs_filter_kernel"
     else:
         operands = (halo, c, -(-k // tile.filters)), (pixels, k, -(-c // tile.channels))
         # For a run of pixels and all nine taps: a window of one channel, and each pixel's filters.
         loads = 3 * (tile.thread_pixels + 2) + tile.thread_pixels * tile.thread_filters
         fmas = tile.thread_pixels * 9 * tile.thread_filters
-        kernel = f"conv2d_backward_filter_kernel, {tile.name}"
+        kernel = f"FILTER_KERNELS[{tile.name}]"
     least = float_bytes((pixels, c), (pixels, k), partials)
     asked = float_bytes(*operands, partials)
     return [

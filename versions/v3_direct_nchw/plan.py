@@ -148,9 +148,10 @@ def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: i
         (_window_reads(n, h, w, strip.rows), channels, -(-filters // strip.filters)),
         (strip.blocks(n, h, w), stage.weight_count),
         (n, filters, h, w),
+        (strip.blocks(n, h, w) * strip.threads if operation == "forward" else 0, filters),  # biases, once a thread
     )
     # A weight read from shared memory meets every row of the strip.
-    kernel = f"conv2d_kernel, {strip.name}"
+    kernel = f"{'' if operation == 'forward' else 'TURNED_'}CONV2D_KERNELS[{strip.name}]"
     return KernelWork(stage.name, operation, kernel, n * stage.flops, least, asked, 1 / strip.rows)
 
 
@@ -162,10 +163,10 @@ def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
     least = float_bytes((n, c, h, w), (n, k, h, w), partials)
     asked = float_bytes(
         (_window_reads(n, h, w, strip.rows), c, -(-k // strip.filters)),
-        (n * h * w, k, -(-c // strip.channels)),
+        (n * h * w, k, -(-c // strip.block_channels) * strip.threads // WARP),
         partials,
     )
-    kernel = f"conv2d_backward_filter_kernel, {strip.name}"
+    kernel = f"FILTER_KERNELS[{strip.name}]"
     return [
         KernelWork(stage.name, "backward filter", kernel, n * stage.flops, least, asked),
         _sum_work(stage, "backward filter", shares, stage.weight_count),

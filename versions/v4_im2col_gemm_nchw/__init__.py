@@ -36,6 +36,7 @@ from itertools import pairwise
 
 from common.architecture import TAPS, Architecture, Stage
 from common.backend import Device
+from common.work import KernelWork, float_bytes, taps_inside
 
 WORKSPACE_LIMIT_BYTES = 75_000_000
 
@@ -90,3 +91,60 @@ def parts(batch_size: int, pictures_at_once: int) -> list[tuple[int, int]]:
     count = -(-batch_size // pictures_at_once)
     bounds = [batch_size * i // count for i in range(count + 1)]
     return [(first, last - first) for first, last in pairwise(bounds)]
+
+
+def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
+    """Every convolution kernel of a training step on the GPU; what cuBLAS asks of global memory is its own affair."""
+    work = []
+    for i, stage in enumerate(architecture.stages):
+        c, k = stage.in_channels, stage.out_channels
+        work += _convolution_work(stage, batch_size, "forward", c, k)
+        if i > 0:  # nothing needs the gradient to the pictures themselves
+            work += _convolution_work(stage, batch_size, "backward data", k, c)
+        work += _filter_work(stage, batch_size)
+        y = batch_size * stage.height * stage.width * k
+        moved = float_bytes((y,), (batch_size, k), (k,))
+        work.append(KernelWork(stage.name, "backward bias", "cuBLAS, twice", y, moved, None))
+    return work
+
+
+def _convolution_work(stage: Stage, n: int, operation: str, channels: int, filters: int) -> list[KernelWork]:
+    """Forward, or backward data with channels and filters exchanged: unfold and multiply, or multiply and fold."""
+    forward = operation == "forward"
+    unfold = channels < filters or (channels == filters and forward)
+    pixels, weights = n * stage.height * stage.width, stage.weight_count
+    columns, y = pixels * TAPS * min(channels, filters), pixels * filters
+    rows = []
+
+    def row(kernel: str, flops: int, least: int, asked: int | None) -> None:
+        rows.append(KernelWork(stage.name, operation, kernel, flops, least, asked))
+
+    if unfold != forward:
+        row("turn_filters_kernel", 0, float_bytes((2 * weights,)), float_bytes((2 * weights,)))
+    if unfold:
+        read = n * taps_inside(stage.height, stage.width) * channels
+        row("im2col_kernel", 0, float_bytes((pixels, channels), (columns,)), float_bytes((read,), (columns,)))
+        row("cuBLAS", n * stage.flops, float_bytes((weights,), (columns,), (y,)), None)
+        if forward:
+            row("bias_relu_kernel", 2 * y, float_bytes((2 * y,), (filters,)), float_bytes((3 * y,)))
+    else:
+        read = n * taps_inside(stage.height, stage.width) * filters
+        row("cuBLAS", n * stage.flops, float_bytes((weights,), (pixels, channels), (columns,)), None)
+        biases = y if forward else 0
+        row("col2im_kernel", read, float_bytes((read,), (y,)), float_bytes((read,), (biases,), (y,)))
+    return rows
+
+
+def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
+    narrow, wide = sorted((stage.in_channels, stage.out_channels))
+    pixels, weights = n * stage.height * stage.width, stage.weight_count
+    columns, packed = pixels * TAPS * narrow, pixels * wide
+    read = n * taps_inside(stage.height, stage.width) * narrow
+    rows = [
+        ("im2col_kernel", 0, float_bytes((pixels, narrow), (columns,)), float_bytes((read,), (columns,))),
+        ("repack_kernel", 0, float_bytes((2 * packed,)), float_bytes((2 * packed,))),
+        ("cuBLAS", n * stage.flops, float_bytes((columns,), (packed,), (weights,)), None),
+    ]
+    if turned(stage):
+        rows.append(("turn_filters_kernel", 0, float_bytes((2 * weights,)), float_bytes((2 * weights,))))
+    return [KernelWork(stage.name, "backward filter", *row) for row in rows]

@@ -1,0 +1,67 @@
+"""What ``convbench describe`` says the kernels ask of global memory, against what they do ask, load by load."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from common.architecture import autoencoder
+from common.backend import activation_shape, filter_shape
+from tests.simulator import strict
+from versions.registry import find, names
+
+pytestmark = pytest.mark.simulator
+
+
+@pytest.fixture
+def accesses(monkeypatch):
+    """Loads and stores of global float32 memory by all threads, counted."""
+    counts = Counter()
+    load, store = strict.GlobalArray.__getitem__, strict.GlobalArray.__setitem__
+
+    def counting_load(array, index):
+        counts["bytes"] += array.dtype.itemsize
+        return load(array, index)
+
+    def counting_store(array, index, value):
+        counts["bytes"] += array.dtype.itemsize
+        store(array, index, value)
+
+    monkeypatch.setattr(strict.GlobalArray, "__getitem__", counting_load)
+    monkeypatch.setattr(strict.GlobalArray, "__setitem__", counting_store)
+    return counts
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("size", [(4, 8), (12, 8)])
+def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
+    info, n = find(name), 2
+    architecture = autoencoder(size, (6, 5))
+    backend = info.load("gpu")
+    backend.prepare(architecture, n)
+    stated = Counter()
+    for work in info.gpu_work(architecture, n):
+        stated[work.stage, work.operation] += work.asked_bytes or 0  # cuBLAS's are not counted either
+    counted = {}
+    rng = np.random.default_rng(0)
+
+    def random(shape):
+        return backend.upload(rng.standard_normal(shape, np.float32))
+
+    for i, stage in enumerate(architecture.stages):
+        c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+        x, y = (random(activation_shape(backend.layout, n, channels, h, w)) for channels in (c, k))
+        weights, bias = random(filter_shape(backend.layout, k, c)), random((k,))
+        operations = {
+            "forward": lambda x=x, y=y, w=weights, b=bias: backend.conv2d_forward(x, w, b, y, True),
+            "backward data": lambda x=x, y=y, w=weights: backend.conv2d_backward_data(y, w, x),
+            "backward filter": lambda x=x, y=y, w=weights: backend.conv2d_backward_filter(x, y, w),
+            "backward bias": lambda y=y, b=bias: backend.conv2d_backward_bias(y, b),
+        }
+        if i == 0:
+            del operations["backward data"]
+        for operation, run in operations.items():
+            accesses.clear()
+            run()
+            counted[stage.name, operation] = accesses["bytes"]
+    assert counted == dict(stated)

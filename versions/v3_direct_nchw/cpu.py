@@ -1,0 +1,263 @@
+"""V3 on the CPU: direct convolution on planes, vectors along W, the nine taps of three filters unrolled.
+
+A picture is copied once into a thread's scratch, plane by plane, with rows of W + 1 values: one zero in front of each
+row is at the same time the right border of the row above. In that form a plane is one long line, tap (r, s) is a shift
+of it by r * (W+1) + s, and the whole plane is one loop without a branch, whose vectors are full however short a row
+is. What the loop computes at the place in front of each row is thrown away.
+
+Forward, and backward data with filters turned by 180 degrees: a thread holds the lines of three filters' outputs in L1
+and adds the channels to them one by one; the 27 weights of a channel stay in registers, and each shifted vector of x
+is used by three filters. Backward filter: the same nine shifts, multiplied by the output gradients of two filters and
+summed along the line into eighteen sums in vector registers. A thread takes whole pictures, and the filter gradients of
+the threads are added in order.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from common.architecture import TAPS, Architecture
+from common.cpu import CpuBackend
+from common.cpu_kernels import SUM_MATH
+from versions.v3_direct_nchw import workspace
+
+
+@njit
+def pad_picture(x, lines):
+    # x (C,H,W)  lines (C,(H+2)*(W+1)+2), flat: rows of W+1, a zero in front of each, a row of zeros above and below,
+    # and two more zeros, on which the windows of the last places end
+    C, H, W = x.shape
+    pitch = W + 1
+    plane = (H + 2) * pitch + 2
+    for i in range(C * plane):
+        lines[i] = np.float32(0)
+    for c in range(C):
+        for h in range(H):
+            source, target = x[c, h], lines[c * plane + (h + 1) * pitch + 1 :]
+            for v in range(W):
+                target[v] = source[v]
+
+
+@njit(fastmath=SUM_MATH)
+def add_channels(lines, channels, pitch, first, second, third, length, totals):
+    # lines: padded planes, rows of `pitch`  first, second, third (channels*9,): the weights of three filters
+    # totals (3,length): totals[k,i] += the sum over c, r and s of filter k's [c,r,s] * line c's [i + r*pitch + s]
+    plane = length + 2 * pitch + 2
+    for channel in range(channels):
+        p, q, t = first[channel * TAPS :], second[channel * TAPS :], third[channel * TAPS :]
+        p0, p1, p2, p3, p4, p5, p6, p7, p8 = p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]
+        q0, q1, q2, q3, q4, q5, q6, q7, q8 = q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], q[8]
+        t0, t1, t2, t3, t4, t5, t6, t7, t8 = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8]
+        a = lines[channel * plane :]
+        b, c = a[pitch:], a[2 * pitch :]
+        for i in range(length):
+            a0, a1, a2 = a[i], a[i + 1], a[i + 2]
+            b0, b1, b2 = b[i], b[i + 1], b[i + 2]
+            c0, c1, c2 = c[i], c[i + 1], c[i + 2]
+            totals[0, i] += p0 * a0 + p1 * a1 + p2 * a2 + p3 * b0 + p4 * b1 + p5 * b2 + p6 * c0 + p7 * c1 + p8 * c2
+            totals[1, i] += q0 * a0 + q1 * a1 + q2 * a2 + q3 * b0 + q4 * b1 + q5 * b2 + q6 * c0 + q7 * c1 + q8 * c2
+            totals[2, i] += t0 * a0 + t1 * a1 + t2 * a2 + t3 * b0 + t4 * b1 + t5 * b2 + t6 * c0 + t7 * c1 + t8 * c2
+
+
+@njit
+def forward_picture(x, w, b, y, relu, lines, scratch):
+    # x (C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (K,H,W)  lines: room for C padded planes
+    C, H, W = x.shape
+    K = y.shape[0]
+    pitch = W + 1
+    length = H * pitch
+    pad_picture(x, lines)
+    weights = w.reshape(w.size)
+    totals = scratch[: 3 * length].reshape(3, length)
+    for k in range(0, K, 3):
+        # Short of three filters the last is done again, and what comes of it is not stored.
+        first = weights[k * C * TAPS :]
+        second = weights[min(k + 1, K - 1) * C * TAPS :]
+        third = weights[min(k + 2, K - 1) * C * TAPS :]
+        for i in range(3):
+            start = b[min(k + i, K - 1)] if b.size > 0 else np.float32(0)
+            for place in range(length):
+                totals[i, place] = start
+        add_channels(lines, C, pitch, first, second, third, length, totals)
+        for i in range(min(3, K - k)):
+            for h in range(H):
+                row, total = y[k + i, h], totals[i, h * pitch :]
+                for v in range(W):
+                    # Written so that a NaN is not turned into zero.
+                    row[v] = np.float32(0) if relu and total[v] <= np.float32(0) else total[v]
+
+
+@njit(parallel=True)
+def conv2d_forward_kernel(x, w, b, y, relu, lines, scratch):
+    # x (N,C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (N,K,H,W)  lines, scratch (threads, floats)
+    N = x.shape[0]
+    threads = lines.shape[0]
+    for t in prange(threads):
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            forward_picture(x[n], w, b, y[n], relu, lines[t], scratch[t])
+
+
+@njit
+def turn_filters(w, turned):
+    # w (K,C,R,S)  turned (C,K,R,S): channels exchanged, each window turned by 180 degrees
+    K, C, R, S = w.shape
+    for c in range(C):
+        for k in range(K):
+            for r in range(R):
+                for s in range(S):
+                    turned[c, k, r, s] = w[k, c, R - 1 - r, S - 1 - s]
+
+
+@njit(fastmath=SUM_MATH)
+def add_tap_sums(lines, channels, pitch, dy, next_filter, length, dw, next_gradient):
+    # lines: padded planes, rows of `pitch`  dy (length,), once more `next_filter` further on, zero in front of rows
+    # dw (channels*9,), once more `next_gradient` further on: dw[k,c,r,s] += the sum over i of
+    # dy[k,i] * line c[i + r*pitch + s]
+    plane = length + 2 * pitch + 2
+    first, second = dy, dy[next_filter:]
+    for channel in range(channels):
+        a = lines[channel * plane :]
+        b, c = a[pitch:], a[2 * pitch :]
+        sums = dw[channel * TAPS :]
+        p0 = p1 = p2 = p3 = p4 = p5 = p6 = p7 = p8 = np.float32(0)
+        q0 = q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = np.float32(0)
+        # Nothing is stored in here, so the eighteen sums stay in registers.
+        for i in range(length):
+            f, g = first[i], second[i]
+            a0, a1, a2 = a[i], a[i + 1], a[i + 2]
+            b0, b1, b2 = b[i], b[i + 1], b[i + 2]
+            c0, c1, c2 = c[i], c[i + 1], c[i + 2]
+            p0 += f * a0
+            p1 += f * a1
+            p2 += f * a2
+            p3 += f * b0
+            p4 += f * b1
+            p5 += f * b2
+            p6 += f * c0
+            p7 += f * c1
+            p8 += f * c2
+            q0 += g * a0
+            q1 += g * a1
+            q2 += g * a2
+            q3 += g * b0
+            q4 += g * b1
+            q5 += g * b2
+            q6 += g * c0
+            q7 += g * c1
+            q8 += g * c2
+        sums[0] += p0
+        sums[1] += p1
+        sums[2] += p2
+        sums[3] += p3
+        sums[4] += p4
+        sums[5] += p5
+        sums[6] += p6
+        sums[7] += p7
+        sums[8] += p8
+        if next_gradient > 0:
+            other = sums[next_gradient:]
+            other[0] += q0
+            other[1] += q1
+            other[2] += q2
+            other[3] += q3
+            other[4] += q4
+            other[5] += q5
+            other[6] += q6
+            other[7] += q7
+            other[8] += q8
+
+
+@njit
+def backward_filter_picture(x, dy, lines, gradients, dw):
+    # x (C,H,W)  dy (K,H,W)  dw (K*C*9 or more,): what this picture adds to it  lines: room for C padded planes
+    C, H, W = x.shape
+    K = dy.shape[0]
+    pitch = W + 1
+    length = H * pitch
+    pad_picture(x, lines)
+    for k in range(0, K, 2):
+        for i in range(min(2, K - k)):
+            for h in range(H):
+                source, target = dy[k + i, h], gradients[i * length + h * pitch :]
+                for v in range(W):
+                    target[v] = source[v]
+                # Where a row of x has its border; the zero keeps the sum free of it.
+                target[W] = np.float32(0)
+        next_filter = length if k + 1 < K else 0
+        next_gradient = C * TAPS if k + 1 < K else 0
+        add_tap_sums(lines, C, pitch, gradients, next_filter, length, dw[k * C * TAPS :], next_gradient)
+
+
+@njit(parallel=True)
+def conv2d_backward_filter_kernel(x, dy, lines, scratch, partials):
+    # x (N,C,H,W)  dy (N,K,H,W)  lines, scratch, partials (threads, floats)
+    N = x.shape[0]
+    threads = lines.shape[0]
+    for t in prange(threads):
+        for i in range(partials.shape[1]):
+            partials[t, i] = np.float32(0)
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            backward_filter_picture(x[n], dy[n], lines[t], scratch[t], partials[t])
+
+
+@njit
+def add_partials(partials, dw):
+    # partials (threads, K*C*9 or more)  dw (K,C,R,S)
+    flat = dw.reshape(dw.size)
+    for i in range(dw.size):
+        # In the order of the shares, whichever thread was done first.
+        total = np.float32(0)
+        for t in range(partials.shape[0]):
+            total += partials[t, i]
+        flat[i] = total
+
+
+@njit(parallel=True, fastmath=SUM_MATH)
+def conv2d_backward_bias_kernel(dy, db):
+    # dy (N,K,H,W)  db (K,)
+    N, K, H, W = dy.shape
+    for k in prange(K):
+        total = np.float32(0)
+        for n in range(N):
+            # A plane's sum first: short sums added together lose less than one long one.
+            values = dy[n, k].reshape(H * W)
+            plane = np.float32(0)
+            for i in range(H * W):
+                plane += values[i]
+            total += plane
+        db[k] = total
+
+
+class DirectCpu(CpuBackend):
+    """V3's four convolution operations on the CPU."""
+
+    layout = "NCHW"
+
+    def prepare(self, architecture: Architecture, batch_size: int) -> None:
+        """Allocate turned filters and, for each thread, a padded picture, a few planes and a filter gradient."""
+        super().prepare(architecture, batch_size)
+        shapes = workspace(architecture, batch_size, "cpu", self.threads)
+        self._no_bias = self.empty((0,))
+        self._turned = self.empty(shapes["turned filters"])
+        self._lines = self.empty(shapes["padded pictures"])
+        self._scratch = self.empty(shapes["output planes"])
+        self._partials = self.empty(shapes["filter gradient parts"])
+
+    def conv2d_forward(self, x, w, b, y, relu):
+        conv2d_forward_kernel(x, w, b, y, relu, self._lines, self._scratch)
+
+    def conv2d_backward_data(self, dy, w, dx):
+        # dx is the convolution of dy with the filters turned and their channels exchanged.
+        K, C, R, S = w.shape
+        turned = self._turned[: w.size].reshape(C, K, R, S)
+        turn_filters(w, turned)
+        conv2d_forward_kernel(dy, turned, self._no_bias, dx, False, self._lines, self._scratch)
+
+    def conv2d_backward_filter(self, x, dy, dw):
+        conv2d_backward_filter_kernel(x, dy, self._lines, self._scratch, self._partials)
+        add_partials(self._partials, dw)
+
+    def conv2d_backward_bias(self, dy, db):
+        conv2d_backward_bias_kernel(dy, db)
+
+
+make_backend = DirectCpu
