@@ -204,10 +204,10 @@ def kernels_table(
     loop_target = LOOP_TARGET if LOOP_TARGET in targets else targets[-1]
     title = f"GPU kernels at batch 64, compiled for {', '.join(targets)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("kernel\n  launched by", max_width=36)
-    figures = ["block\nthreads", "grid\nblocks"] if single else ["block\nthreads"]
+    table.add_column("kernel\n  launched by", max_width=35)
+    figures = ["block", "grid"] if single else ["block"]
     figures += ["regs", "stated", "spill\nbytes", "stack\nbytes", "occu-\npancy"] if single else ["regs\nstated"]
-    figures += [] if single else [f"{target}\nregs occ" for target in targets]
+    figures += [] if single else [*(f"{target}\nregs occ" for target in targets), "spill\nbytes"]
     figures += ["shared\nbytes", "loop\nFMA", "shared\nloads", "global\nloads", "floats\n/ FMA"]
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
@@ -228,12 +228,15 @@ def kernels_table(
             cells += _build_cells(main) if main else [Text("refused", style="bold red"), *["-"] * 4]
         else:
             cells.append(_bound(main) if main else "-")
-            cells += [_target_cell(compiled.get((i, target))) for target in targets]
+            of_targets = [compiled.get((i, target)) for target in targets]
+            cells += [_target_cell(kernel) for kernel in of_targets]
+            spilled = max((kernel.spill_bytes for kernel in of_targets if kernel), default=0)
+            cells.append(Text(f"{spilled:,}", style="bold red" if spilled else ""))
         table.add_row(*cells, *(_loop_cells(main) if main else ["-"] * 5))
     of = "" if single else f" on {loop_target}"
     table.caption = (
-        "regs: 32-bit registers a thread, compiled under the bound stated. occ: most warps that can run at once.\n"
-        f"shared bytes: of a block. loop: one turn of the inner loop{of}, in PTX.\n"
+        "block: threads, grid: blocks. regs: 32-bit registers a thread, under the bound stated. occ: warps at once.\n"
+        f"spill: the most on any target. shared bytes: of a block. loop: one turn of the inner loop{of}, in PTX.\n"
         "loads: instructions (floats they load), in that loop. floats / FMA: of both kinds of load."
     )
     table.caption_justify = "left"

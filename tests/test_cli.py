@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from common.device import device_status
+from versions.registry import names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -104,6 +105,21 @@ def test_modules_of_the_users_folder_are_not_imported(tmp_path):
     assert "checks passed" in done.stdout
 
 
+def test_describe_prints_the_work_of_the_gpu_kernels(tmp_path):
+    described = convbench("describe", "--backend", "v2", "--device", "gpu", cwd=tmp_path)
+    assert described.returncode == 0, described.stderr
+    (row,) = [line.split() for line in described.stdout.splitlines() if line.split()[:2] == ["conv2", "forward"]]
+    # FLOPs: 2 * 64 * 128 * 256 * 9 * 256. Least: x, w and y once. Shared loads: 10 + 24 floats for 192 multiply-adds.
+    assert row[2:4] == ["CONV2D_KERNELS[wide]", "9,663.7"]
+    assert float(row[4]) == pytest.approx(4 * (64 * 256 * (256 + 128) + 9 * 256 * 128) / 1e6, abs=0.01)
+    assert float(row[7]) == pytest.approx(9663.7e6 / 67e12 * 1e6, abs=0.1)
+    assert row[8:] == ["FLOPs", "0.177"]
+    assert "67 TFLOP/s" in described.stdout
+    assert "4.3 TB/s" in described.stdout
+    assert "computed, not measured" in described.stdout
+    assert max(map(len, described.stdout.splitlines())) <= 132
+
+
 def test_list_describe_and_doctor(tmp_path):
     listed = convbench("list", cwd=tmp_path)
     assert listed.returncode == 0
@@ -113,6 +129,7 @@ def test_list_describe_and_doctor(tmp_path):
     assert described.returncode == 0
     for figure in ("751,875", "349.2", "1,033.4", "22 or 26", "design document differs", "columns", "625 MB"):
         assert figure in described.stdout, figure
+    assert "asked" not in convbench("describe", "--backend", "v2", "--device", "cpu", cwd=tmp_path).stdout
     doctor = convbench("doctor", cwd=tmp_path)
     assert doctor.returncode == 0, doctor.stderr
     assert "BLAS for V4" in doctor.stdout
@@ -141,7 +158,7 @@ def test_run_writes_a_complete_results_file(finished_run):
     assert (
         data["config"] | {"data": "photos", "samples": 6, "batch_size": 4, "seed": 3, "math": "fp32"} == data["config"]
     )
-    assert [row["backend"] for row in data["rows"]] == ["v1", "v4"]
+    assert [row["backend"] for row in data["rows"]] == names()
     for row in data["rows"]:
         assert row["verified"] is True
         assert row["reason"] == ""
@@ -153,8 +170,8 @@ def test_run_writes_a_complete_results_file(finished_run):
         assert row["first_epoch_s"] > max(row["epoch_s"])
         assert row["images_per_s"] == pytest.approx(6 / (sum(row["epoch_s"]) / 2))
         assert 50e6 < row["peak_bytes"] < 5e9
-    first, second = (row["loss"] for row in data["rows"])
-    assert first == pytest.approx(second, rel=1e-4)
+    first, *others = (row["loss"] for row in data["rows"])
+    assert all(other == pytest.approx(first, rel=1e-4) for other in others)
     assert first[0] > first[1] > first[2]
 
 
@@ -295,6 +312,8 @@ def test_a_new_version_is_a_folder_and_a_line_and_bad_ones_do_not_stop_it(extend
     assert crashed["epoch_s"] == []
     assert "MemoryError: no room for db" in full["reason"]
     assert [line.partition(":")[0] for line in done.stderr.splitlines()[-3:]] == ["v8", "v9", "v10"]
+    described = convbench("describe", "--backend", "v7", "--device", "gpu", cwd=extended, root=extended)
+    assert "v7 odd (NCHW) does not state the work of its kernels" in described.stdout
     drawn = "".join(file.read_text() for file in (extended / "results" / "charts").glob("*.svg"))
     assert "v7 odd" in drawn
     assert "v8 odd" not in drawn

@@ -53,6 +53,14 @@ def test_any_shape(name, n, c, k, height, width):
 
 
 @each_version
+@pytest.mark.parametrize("shape", [(2, 131, 3, 3, 5), (1, 5, 130, 9, 2), (2, 129, 6, 2, 18)])
+def test_more_channels_than_a_block(name, shape):
+    """Hypothesis stays small; a version that blocks over channels or filters has a second block here, and a rest."""
+    checks = convolution_checks(_loaded(name), shape, np.random.default_rng(7))
+    assert [check for check in checks if not check.passed] == []
+
+
+@each_version
 @pytest.mark.parametrize("threads", [1, 2])
 def test_any_thread_count(name, threads):
     if threads > numba.config.NUMBA_NUM_THREADS:

@@ -16,7 +16,11 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", TEXT))
 def test_links_lead_somewhere(target):
-    assert (ROOT / target).is_file()
+    if target.startswith("#"):
+        headings = re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
+        assert target[1:] in {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    else:
+        assert (ROOT / target).is_file()
 
 
 def test_every_command_exists():
@@ -26,7 +30,7 @@ def test_every_command_exists():
 
     known = get_command(app).commands
     named = set(re.findall(r"convbench ([a-z]+)", TEXT))
-    assert {"run", "list", "doctor", "check", "plot", "describe", "data"} <= named
+    assert {"run", "list", "doctor", "check", "plot", "describe", "kernels", "data"} <= named
     assert named <= known.keys()
 
 

@@ -260,7 +260,7 @@ class DirectGpu(GpuBackend):
 
     def _convolve(self, kernels, x, w, b, y, relu):
         (N, C, H, W), K = x.shape, y.shape[1]
-        strip = plan.conv2d_strip(K, H, W)
+        strip = plan.conv2d_strip(K, H)
         grid = strip.blocks(N, H, W), -(-K // strip.filters)
         has_bias = b is not None
         x, w, b, y = (self._flat(buffer) for buffer in (x, w, b if has_bias else w, y))

@@ -84,12 +84,12 @@ else:
 FEW = 3  # up to so many channels on one side, a convolution has strips of its own
 
 
-def conv2d_strip(filters: int, height: int, width: int) -> Strip:
+def conv2d_strip(filters: int, height: int) -> Strip:
     """The strip for a convolution to ``filters`` channels; for backward data those are the input channels."""
     if filters <= FEW:
         return CONV2D_STRIPS["few outputs"]
     small = CONV2D_STRIPS["small"]
-    return small if height * width <= small.rows**2 * 4 else CONV2D_STRIPS["wide"]
+    return small if height <= 2 * small.rows else CONV2D_STRIPS["wide"]
 
 
 def filter_strip(channels: int, filters: int) -> Strip:
@@ -142,7 +142,7 @@ def _window_reads(n: int, height: int, width: int, rows: int) -> int:
 def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: int) -> KernelWork:
     """Forward, or backward data with channels and filters exchanged."""
     h, w = stage.height, stage.width
-    strip = conv2d_strip(filters, h, w)
+    strip = conv2d_strip(filters, h)
     least = float_bytes((n, channels, h, w), (stage.weight_count,), (n, filters, h, w))
     asked = float_bytes(
         (_window_reads(n, h, w, strip.rows), channels, -(-filters // strip.filters)),

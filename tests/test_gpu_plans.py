@@ -1,0 +1,151 @@
+"""V2's tiles and V3's strips on the GPU: sizes that fit, shares that fit the workspace, work that adds up."""
+
+from math import prod
+
+import pytest
+
+from common.architecture import Stage, autoencoder
+from common.backend import activation_shape
+from common.network import flat_offsets, parameter_shapes
+from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, elementwise_work, halo_extent, taps_inside
+from versions.registry import REGISTRY, find, names
+from versions.v2_tiled_nhwc import plan as v2
+from versions.v3_direct_nchw import plan as v3
+
+STAGES = autoencoder().stages
+MOST_SHARED_BYTES = 48 * 1024
+
+
+@pytest.mark.parametrize("tile", v2.CONV2D_TILES.values(), ids=v2.CONV2D_TILES)
+def test_v2_convolution_tiles(tile):
+    assert tile.threads == tile.rows * tile.columns // tile.thread_pixels * tile.filters // tile.thread_filters
+    assert tile.columns % tile.thread_pixels == 0
+    assert tile.filters % tile.thread_filters == tile.thread_filters % tile.vector == 0
+    assert tile.thread_pixels * tile.thread_filters >= 16
+    # Lanes on neighbouring channels, then pixels or filters: four floats apart, they reach all 32 banks.
+    assert tile.plane % 8 == tile.bank % 8 == 4
+    assert 4 * tile.chunk * (tile.plane + 9 * tile.bank) <= MOST_SHARED_BYTES
+
+
+@pytest.mark.parametrize("tile", v2.FILTER_TILES.values(), ids=v2.FILTER_TILES)
+def test_v2_filter_tiles(tile):
+    assert tile.threads == tile.channels * tile.filters // tile.thread_filters
+    assert tile.columns % tile.thread_pixels == 0
+    assert tile.threads % tile.filters == tile.threads % tile.channels == 0
+
+
+def test_v2_tiles_for_few_channels():
+    tile = v2.FEW_OUTPUTS_TILE
+    assert tile.threads == tile.rows * tile.columns // tile.thread_pixels * tile.chunk
+    assert v2.FEW_CHANNELS_FILTER_TILE.channels % v2.FEW_CHANNELS_FILTER_TILE.threads == 0
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_v2_chooses_tiles_that_are_not_mostly_idle(stage):
+    c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+    for channels, filters in ((c, k), (k, c)):
+        tile = v2.conv2d_tile(channels, filters, h, w)
+        covered = tile.pixel_tiles(1, h, w) * tile.rows * tile.columns * -(-filters // tile.filters) * tile.filters
+        assert covered == h * w * filters
+        assert channels % tile.chunk == 0
+    tile = v2.filter_tile(c, k, h, w)
+    blocks = v2.filter_blocks(tile, c, k)
+    assert blocks * tile.filters * tile.channels == c * k
+    assert 500 <= blocks * v2.filter_shares(tile, 64, h, w, c, k) <= v2.BLOCKS_WANTED
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_v3_chooses_strips_that_leave_no_thread_idle(stage):
+    c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+    for filters in (k, c):
+        strip = v3.conv2d_strip(filters, h)
+        assert strip.blocks(64, h, w) * strip.threads * strip.rows == 64 * h * w
+        assert filters % strip.filters == 0
+        assert strip.threads % v3.WARP == 0
+    strip = v3.filter_strip(c, k)
+    assert (c % strip.block_channels, k % strip.filters) == (0, 0)
+    assert strip.threads % v3.WARP == 0
+    assert 64 * w % v3.WARP == 0
+
+
+def test_v3_folds_its_sums_in_half():
+    assert v3.BIAS_THREADS & (v3.BIAS_THREADS - 1) == 0
+
+
+@pytest.mark.parametrize("plan", [v2, v3], ids=["v2", "v3"])
+@pytest.mark.parametrize("batch_size", [1, 2, 16, 63, 64, 500])
+def test_the_workspace_holds_the_shares_of_every_smaller_batch(plan, batch_size):
+    (floats,) = plan.gpu_workspace(autoencoder(), batch_size)["partial gradients"]
+    for stage in STAGES:
+        c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+        for n in range(1, batch_size + 1):
+            if plan is v2:
+                shares = v2.filter_shares(v2.filter_tile(c, k, h, w), n, h, w, c, k)
+                bias_shares = v2.bias_shares(n * h * w)
+            else:
+                shares = v3.filter_shares(v3.filter_strip(c, k), n, w, c, k)
+                bias_shares = v3.bias_shares(n, k)
+            assert shares * stage.weight_count <= floats
+            assert bias_shares * k <= floats
+
+
+@pytest.mark.parametrize("name", ["v2", "v3", "v4"])
+def test_the_gpu_memory_stays_below_the_design_documents_budget(name):
+    info, architecture = find(name), autoencoder()
+    _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
+    activations = sum(
+        prod(activation_shape(info.layout, 64, stage.out_channels, stage.height, stage.width))
+        + prod(activation_shape(info.layout, 64, stage.out_channels, stage.out_height, stage.out_width))
+        for stage in architecture.stages
+    )
+    workspace = sum(prod(shape) for shape in info.workspace(architecture, 64, "gpu", 1).values())
+    assert 4 * (2 * parameters + activations + workspace) < 300e6
+
+
+@pytest.mark.parametrize("info", REGISTRY, ids=names())
+def test_the_work_of_a_step_adds_up(info):
+    architecture = autoencoder()
+    work = info.gpu_work(architecture, 64)
+    # The convolutions alone: what sums, im2col and col2im add besides is small.
+    convolutions = [row for row in work if row.operation in ("forward", "backward data", "backward filter")]
+    main = {}
+    for row in convolutions:
+        main[row.stage, row.operation] = max(main.get((row.stage, row.operation), 0), row.flops)
+    assert sum(main.values()) == 64 * architecture.training_flops
+    for row in work + elementwise_work(architecture, 64, info.layout, architecture.parameter_count):
+        assert row.least_bytes > 0
+        assert row.asked_bytes is None or row.asked_bytes >= row.least_bytes, row
+        assert row.bound_s == max(row.flops / CEILING_FLOP_PER_S, row.least_bytes / CEILING_BYTES_PER_S)
+
+
+def test_the_bound_names_its_ceiling():
+    assert KernelWork("s", "o", "k", flops=67 * 10**12, least_bytes=4, asked_bytes=4).bound_by == "FLOPs"
+    assert KernelWork("s", "o", "k", flops=67, least_bytes=4 * 10**12, asked_bytes=None).bound_by == "memory"
+
+
+@pytest.mark.parametrize(("length", "tile"), [(1, 1), (1, 4), (7, 3), (8, 8), (32, 8), (5, 1)])
+def test_halo_extent_counts_positions(length, tile):
+    counted = 0
+    for first in range(0, length, tile):
+        counted += sum(0 <= position < length for position in range(first - 1, first + tile + 1))
+    # Where the last tile reaches past the end, what lies between is not read either.
+    assert halo_extent(length, tile) == counted
+
+
+def test_taps_inside_counts_pairs():
+    height, width = 3, 5
+    inside = [
+        (h, w, r, s)
+        for h in range(height)
+        for w in range(width)
+        for r in range(3)
+        for s in range(3)
+        if 0 <= h + r - 1 < height and 0 <= w + s - 1 < width
+    ]
+    assert taps_inside(height, width) == len(inside)
+
+
+def test_a_stage_of_one_pixel_has_a_tile_and_a_strip():
+    stage = Stage("tiny", 1, 1, 1, 1)
+    assert v2.conv2d_tile(1, 1, 1, 1).pixel_tiles(1, stage.height, stage.width) == 1
+    assert v3.conv2d_strip(1, 1).blocks(1, stage.height, stage.width) == 1
