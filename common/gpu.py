@@ -184,6 +184,14 @@ class GpuBackend(Backend):
             self._reshaped[key] = (buffer, buffer.reshape(shape))
         return self._reshaped[key][1]
 
+    def flat(self, buffer: Buffer) -> Buffer:
+        """A view of ``buffer`` with one axis."""
+        return self.reshaped(buffer, (prod(buffer.shape),))
+
+    def sum_shares(self, partials: Buffer, shares: int, out: Buffer) -> None:
+        """Add up ``shares`` arrays of ``out``'s size that lie one after another in ``partials``, in that order."""
+        self.launch(gpu_kernels.sum_shares_kernel, prod(out.shape), self.flat(partials), shares, self.flat(out))
+
     def _planes(self, buffer: Buffer) -> Buffer:
         """(outer, H, W, inner), as the element-wise kernels want it."""
         if self.layout == "NHWC":
@@ -245,7 +253,7 @@ class GpuBackend(Backend):
         values = prod(prediction.shape)
         block = self.runtime.threads_per_block
         blocks = min(-(-values // block), MOST_PARTIALS // block)
-        flat = [self.reshaped(buffer, (values,)) for buffer in (prediction, target, gradient)]
+        flat = [self.flat(buffer) for buffer in (prediction, target, gradient)]
         partial_kernel, final_kernel = gpu_kernels.mse_partial_kernel, gpu_kernels.mse_final_kernel
         self.launch_grid(partial_kernel, (blocks,), (block,), *flat, self._partials, np.float32(2 / values))
         threads = gpu_kernels.REDUCTION_THREADS

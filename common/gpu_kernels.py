@@ -8,7 +8,7 @@ are written so that a NaN survives. Every sum across threads has a fixed order a
 import numpy as np
 from numba import cuda
 
-from common.gpu_jit import gpu_kernel
+from common.gpu_jit import BLOCK_BITS, gpu_kernel, offset
 
 REDUCTION_THREADS = 64  # threads of the block that finishes a sum; also its shared array's length
 
@@ -139,6 +139,19 @@ def mse_final_kernel(partials, count, scale, losses, step):
         for j in range(REDUCTION_THREADS):
             total += sums[j]
         losses[step] = total * scale
+
+
+@gpu_kernel(registers=32)
+def sum_shares_kernel(partials, shares, out):
+    # partials (shares,size) flat  out (size,) flat: the second pass of a sum, always in the same order
+    i = cuda.grid(1) & BLOCK_BITS
+    size = out.size
+    # The grid is rounded up to whole blocks.
+    if i < size:
+        total = np.float32(0)
+        for share in range(shares):
+            total += partials[offset(share * size + i)]
+        out[offset(i)] = total
 
 
 @gpu_kernel(registers=32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from common.architecture import Architecture
+from common.architecture import Architecture, Stage
 from common.backend import Layout
 
 FLOAT_BYTES = 4
@@ -60,6 +60,22 @@ def halo_extent(length: int, tile: int) -> int:
 def taps_inside(height: int, width: int) -> int:
     """(position, tap) pairs of a plane whose tap falls inside the picture, for a 3x3 window with padding 1."""
     return (3 * height - 2) * (3 * width - 2)
+
+
+def bias_work(stage: Stage, n: int, shares: int) -> list[KernelWork]:
+    """The gradient to a stage's biases in two passes: sums of each share of the pixels, then of the shares."""
+    pixels, k = n * stage.height * stage.width, stage.out_channels
+    first = float_bytes((pixels, k), (shares, k))
+    return [
+        KernelWork(stage.name, "backward bias", "conv2d_backward_bias_kernel", pixels * k, first, first),
+        sum_work(stage, "backward bias", shares, k),
+    ]
+
+
+def sum_work(stage: Stage, operation: str, shares: int, values: int) -> KernelWork:
+    """The second pass of a sum: ``shares`` arrays of ``values`` added up."""
+    moved = float_bytes((shares, values), (values,))
+    return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved)
 
 
 def elementwise_work(architecture: Architecture, batch_size: int, layout: Layout, parameters: int) -> list[KernelWork]:

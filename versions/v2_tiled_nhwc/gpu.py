@@ -463,19 +463,6 @@ def make_bias_kernel(threads):
     return conv2d_backward_bias_kernel
 
 
-@gpu_kernel(registers=32)
-def sum_shares_kernel(partials, shares, out):
-    # partials (shares,size) flat  out (size,) flat: the second pass, always in the same order
-    i = cuda.grid(1) & BLOCK_BITS
-    size = out.size
-    # The grid is rounded up to whole blocks.
-    if i < size:
-        total = np.float32(0)
-        for share in range(shares):
-            total += partials[offset(share * size + i)]
-        out[offset(i)] = total
-
-
 CONV2D_KERNELS = {name: make_conv2d_kernel(tile, False) for name, tile in plan.CONV2D_TILES.items()}
 TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(tile, True) for name, tile in plan.CONV2D_TILES.items()}
 few_outputs_kernel = make_few_outputs_kernel(plan.FEW_OUTPUTS_TILE, False)
@@ -509,14 +496,14 @@ class TiledGpu(GpuBackend):
         kernel = few_outputs if tile is plan.FEW_OUTPUTS_TILE else kernels[tile.name]
         grid = tile.pixel_tiles(N, H, W), -(-K // tile.filters)
         has_bias = b is not None
-        x, w, b, y = (self._flat(buffer) for buffer in (x, w, b if has_bias else w, y))
+        x, w, b, y = (self.flat(buffer) for buffer in (x, w, b if has_bias else w, y))
         self.launch_grid(kernel, grid, (tile.threads,), x, w, b, y, H, W, C, K, has_bias, relu)
 
     def conv2d_backward_filter(self, x, dy, dw):
         (N, H, W, C), K = x.shape, dy.shape[3]
         tile = plan.filter_tile(C, K, H, W)
         shares = plan.filter_shares(tile, N, H, W, C, K)
-        x, dy, partials, dw = (self._flat(buffer) for buffer in (x, dy, self._partial_gradients, dw))
+        x, dy, partials = (self.flat(buffer) for buffer in (x, dy, self._partial_gradients))
         if tile is not plan.FEW_CHANNELS_FILTER_TILE:
             kernel = FILTER_KERNELS[tile.name]
             grid = -(-C // tile.channels), -(-K // tile.filters), shares
@@ -527,19 +514,16 @@ class TiledGpu(GpuBackend):
             few, many, B, A = (x, dy, C, K) if few_inputs else (dy, x, K, C)
             grid = -(-B // tile.filters), -(-A // tile.channels), shares
             self.launch_grid(kernel, grid, (tile.threads,), few, many, partials, N, H, W, B, A)
-        self.launch(sum_shares_kernel, K * 9 * C, partials, shares, dw)
+        self.sum_shares(partials, shares, dw)
 
     def conv2d_backward_bias(self, dy, db):
         K = dy.shape[3]
         pixels = prod(dy.shape[:3])
         shares = plan.bias_shares(pixels)
-        partials = self._flat(self._partial_gradients)
+        partials = self.flat(self._partial_gradients)
         grid = -(-K // plan.BIAS_THREADS), shares
-        self.launch_grid(conv2d_backward_bias_kernel, grid, (plan.BIAS_THREADS,), self._flat(dy), partials, pixels, K)
-        self.launch(sum_shares_kernel, K, partials, shares, db)
-
-    def _flat(self, buffer):
-        return self.reshaped(buffer, (prod(buffer.shape),))
+        self.launch_grid(conv2d_backward_bias_kernel, grid, (plan.BIAS_THREADS,), self.flat(dy), partials, pixels, K)
+        self.sum_shares(partials, shares, db)
 
 
 make_backend = TiledGpu

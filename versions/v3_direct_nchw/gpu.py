@@ -4,8 +4,6 @@ Kernels are built by functions that take the strip's sizes, because register arr
 ``plan.py`` has the sizes and says which strip a stage gets. All kernels see flat arrays.
 """
 
-from math import prod
-
 import numpy as np
 from numba import cuda
 
@@ -222,19 +220,6 @@ def make_bias_kernel(threads):
     return conv2d_backward_bias_kernel
 
 
-@gpu_kernel(registers=32)
-def sum_shares_kernel(partials, shares, out):
-    # partials (shares,size) flat  out (size,) flat: the second pass, always in the same order
-    i = cuda.grid(1) & BLOCK_BITS
-    size = out.size
-    # The grid is rounded up to whole blocks.
-    if i < size:
-        total = np.float32(0)
-        for share in range(shares):
-            total += partials[offset(share * size + i)]
-        out[offset(i)] = total
-
-
 CONV2D_KERNELS = {name: make_conv2d_kernel(strip, False) for name, strip in plan.CONV2D_STRIPS.items()}
 TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.CONV2D_STRIPS.items()}
 FILTER_KERNELS = {name: make_filter_kernel(strip) for name, strip in plan.FILTER_STRIPS.items()}
@@ -263,7 +248,7 @@ class DirectGpu(GpuBackend):
         strip = plan.conv2d_strip(K, H)
         grid = strip.blocks(N, H, W), -(-K // strip.filters)
         has_bias = b is not None
-        x, w, b, y = (self._flat(buffer) for buffer in (x, w, b if has_bias else w, y))
+        x, w, b, y = (self.flat(buffer) for buffer in (x, w, b if has_bias else w, y))
         self.launch_grid(kernels[strip.name], grid, (strip.threads,), x, w, b, y, N, H, W, C, K, has_bias, relu)
 
     def conv2d_backward_filter(self, x, dy, dw):
@@ -271,20 +256,17 @@ class DirectGpu(GpuBackend):
         strip = plan.filter_strip(C, K)
         shares = plan.filter_shares(strip, N, W, C, K)
         grid = -(-C // strip.block_channels), -(-K // strip.filters), shares
-        x, dy, partials, dw = (self._flat(buffer) for buffer in (x, dy, self._partial_gradients, dw))
+        x, dy, partials = (self.flat(buffer) for buffer in (x, dy, self._partial_gradients))
         self.launch_grid(FILTER_KERNELS[strip.name], grid, (strip.threads,), x, dy, partials, N, H, W, C, K)
-        self.launch(sum_shares_kernel, K * C * 9, partials, shares, dw)
+        self.sum_shares(partials, shares, dw)
 
     def conv2d_backward_bias(self, dy, db):
         N, K, H, W = dy.shape
         shares = plan.bias_shares(N, K)
-        partials = self._flat(self._partial_gradients)
+        partials = self.flat(self._partial_gradients)
         block = (plan.BIAS_THREADS,)
-        self.launch_grid(conv2d_backward_bias_kernel, (K, shares), block, self._flat(dy), partials, N, H * W, K)
-        self.launch(sum_shares_kernel, K, partials, shares, db)
-
-    def _flat(self, buffer):
-        return self.reshaped(buffer, (prod(buffer.shape),))
+        self.launch_grid(conv2d_backward_bias_kernel, (K, shares), block, self.flat(dy), partials, N, H * W, K)
+        self.sum_shares(partials, shares, db)
 
 
 make_backend = DirectGpu

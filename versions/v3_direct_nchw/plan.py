@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from common.architecture import Architecture, Stage
 from common.device import in_simulator
-from common.work import KernelWork, float_bytes, halo_extent
+from common.work import KernelWork, bias_work, float_bytes, halo_extent, sum_work
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
         if i > 0:  # nothing needs the gradient to the pictures themselves
             work.append(_conv2d_work(stage, "backward data", k, c, batch_size))
         work += _filter_work(stage, batch_size)
-        work += _bias_work(stage, batch_size)
+        work += bias_work(stage, batch_size, bias_shares(batch_size, k))
     return work
 
 
@@ -169,20 +169,5 @@ def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
     kernel = f"FILTER_KERNELS[{strip.name}]"
     return [
         KernelWork(stage.name, "backward filter", kernel, n * stage.flops, least, asked),
-        _sum_work(stage, "backward filter", shares, stage.weight_count),
+        sum_work(stage, "backward filter", shares, stage.weight_count),
     ]
-
-
-def _bias_work(stage: Stage, n: int) -> list[KernelWork]:
-    pixels, k = n * stage.height * stage.width, stage.out_channels
-    shares = bias_shares(n, k)
-    moved = float_bytes((pixels, k), (shares, k))
-    return [
-        KernelWork(stage.name, "backward bias", "conv2d_backward_bias_kernel", pixels * k, moved, moved),
-        _sum_work(stage, "backward bias", shares, k),
-    ]
-
-
-def _sum_work(stage: Stage, operation: str, shares: int, values: int) -> KernelWork:
-    moved = float_bytes((shares, values), (values,))
-    return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved)

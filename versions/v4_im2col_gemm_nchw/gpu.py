@@ -162,7 +162,7 @@ class Im2colGemmGpu(GpuBackend):
                 accumulate=first > 0,
             )
         if turn:
-            self._turn(self._turned_gradient, K, C, self._flat(dw))
+            self._turn(self._turned_gradient, K, C, self.flat(dw))
 
     def conv2d_backward_bias(self, dy, db):
         N, K, H, W = dy.shape
@@ -180,7 +180,7 @@ class Im2colGemmGpu(GpuBackend):
         bank = w
         if unfold_source == transposed:
             # w is stored for folding and wanted for unfolding, or the other way round.
-            self._turn(self._flat(w), w.shape[0], w.shape[1], self._turned)
+            self._turn(self.flat(w), w.shape[0], w.shape[1], self._turned)
             bank = self._turned
         for first, count in self._split(source, target):
             if unfold_source:
@@ -221,9 +221,6 @@ class Im2colGemmGpu(GpuBackend):
 
     def _turn(self, w, filters, channels, turned):
         self.launch(turn_filters_kernel, filters * channels * TAPS, w, filters, channels, turned)
-
-    def _flat(self, w):
-        return self.reshaped(w, (prod(w.shape),))
 
     def _split(self, a, b):
         """Parts of the batch whose columns and repacked pictures fit the workspace."""
