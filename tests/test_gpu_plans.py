@@ -16,7 +16,7 @@ STAGES = autoencoder().stages
 MOST_SHARED_BYTES = 48 * 1024
 
 
-@pytest.mark.parametrize("tile", v2.CONV2D_TILES.values(), ids=v2.CONV2D_TILES)
+@pytest.mark.parametrize("tile", v2.SIZES.conv2d.values(), ids=v2.SIZES.conv2d)
 def test_v2_convolution_tiles(tile):
     assert tile.threads == tile.rows * tile.columns // tile.thread_pixels * tile.filters // tile.thread_filters
     assert tile.columns % tile.thread_pixels == 0
@@ -27,7 +27,7 @@ def test_v2_convolution_tiles(tile):
     assert 4 * tile.chunk * (tile.plane + 9 * tile.bank) <= MOST_SHARED_BYTES
 
 
-@pytest.mark.parametrize("tile", v2.FILTER_TILES.values(), ids=v2.FILTER_TILES)
+@pytest.mark.parametrize("tile", v2.SIZES.filter.values(), ids=v2.SIZES.filter)
 def test_v2_filter_tiles(tile):
     assert tile.threads == tile.channels * tile.filters // tile.thread_filters
     assert tile.columns % tile.thread_pixels == 0
@@ -35,9 +35,9 @@ def test_v2_filter_tiles(tile):
 
 
 def test_v2_tiles_for_few_channels():
-    tile = v2.FEW_OUTPUTS_TILE
+    tile = v2.SIZES.few_outputs
     assert tile.threads == tile.rows * tile.columns // tile.thread_pixels * tile.chunk
-    assert v2.FEW_CHANNELS_FILTER_TILE.channels % v2.FEW_CHANNELS_FILTER_TILE.threads == 0
+    assert v2.SIZES.few_channels.channels % v2.SIZES.few_channels.threads == 0
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -51,7 +51,7 @@ def test_v2_chooses_tiles_that_are_not_mostly_idle(stage):
     tile = v2.filter_tile(c, k, h, w)
     blocks = v2.filter_blocks(tile, c, k)
     assert blocks * tile.filters * tile.channels == c * k
-    assert 500 <= blocks * v2.filter_shares(tile, 64, h, w, c, k) <= v2.BLOCKS_WANTED
+    assert 500 <= blocks * v2.filter_shares(tile, 64, h, w, c, k) <= v2.SIZES.blocks_wanted
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -61,15 +61,15 @@ def test_v3_chooses_strips_that_leave_no_thread_idle(stage):
         strip = v3.conv2d_strip(filters, h)
         assert strip.blocks(64, h, w) * strip.threads * strip.rows == 64 * h * w
         assert filters % strip.filters == 0
-        assert strip.threads % v3.WARP == 0
+        assert strip.threads % v3.SIZES.warp == 0
     strip = v3.filter_strip(c, k)
     assert (c % strip.block_channels, k % strip.filters) == (0, 0)
-    assert strip.threads % v3.WARP == 0
-    assert 64 * w % v3.WARP == 0
+    assert strip.threads % v3.SIZES.warp == 0
+    assert 64 * w % v3.SIZES.warp == 0
 
 
 def test_v3_folds_its_sums_in_half():
-    assert v3.BIAS_THREADS & (v3.BIAS_THREADS - 1) == 0
+    assert v3.SIZES.bias_threads & (v3.SIZES.bias_threads - 1) == 0
 
 
 @pytest.mark.parametrize("plan", [v2, v3], ids=["v2", "v3"])

@@ -463,14 +463,14 @@ def make_bias_kernel(threads):
     return conv2d_backward_bias_kernel
 
 
-CONV2D_KERNELS = {name: make_conv2d_kernel(tile, False) for name, tile in plan.CONV2D_TILES.items()}
-TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(tile, True) for name, tile in plan.CONV2D_TILES.items()}
-few_outputs_kernel = make_few_outputs_kernel(plan.FEW_OUTPUTS_TILE, False)
-turned_few_outputs_kernel = make_few_outputs_kernel(plan.FEW_OUTPUTS_TILE, True)
-FILTER_KERNELS = {name: make_filter_kernel(tile) for name, tile in plan.FILTER_TILES.items()}
-few_inputs_filter_kernel = make_few_channels_filter_kernel(plan.FEW_CHANNELS_FILTER_TILE, True)
-few_outputs_filter_kernel = make_few_channels_filter_kernel(plan.FEW_CHANNELS_FILTER_TILE, False)
-conv2d_backward_bias_kernel = make_bias_kernel(plan.BIAS_THREADS)
+CONV2D_KERNELS = {name: make_conv2d_kernel(tile, False) for name, tile in plan.SIZES.conv2d.items()}
+TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(tile, True) for name, tile in plan.SIZES.conv2d.items()}
+few_outputs_kernel = make_few_outputs_kernel(plan.SIZES.few_outputs, False)
+turned_few_outputs_kernel = make_few_outputs_kernel(plan.SIZES.few_outputs, True)
+FILTER_KERNELS = {name: make_filter_kernel(tile) for name, tile in plan.SIZES.filter.items()}
+few_inputs_filter_kernel = make_few_channels_filter_kernel(plan.SIZES.few_channels, True)
+few_outputs_filter_kernel = make_few_channels_filter_kernel(plan.SIZES.few_channels, False)
+conv2d_backward_bias_kernel = make_bias_kernel(plan.SIZES.bias_threads)
 
 
 class TiledGpu(GpuBackend):
@@ -493,7 +493,7 @@ class TiledGpu(GpuBackend):
     def _convolve(self, kernels, few_outputs, x, w, b, y, relu):
         (N, H, W, C), K = x.shape, y.shape[3]
         tile = plan.conv2d_tile(C, K, H, W)
-        kernel = few_outputs if tile is plan.FEW_OUTPUTS_TILE else kernels[tile.name]
+        kernel = few_outputs if tile is plan.SIZES.few_outputs else kernels[tile.name]
         grid = tile.pixel_tiles(N, H, W), -(-K // tile.filters)
         has_bias = b is not None
         x, w, b, y = (self.flat(buffer) for buffer in (x, w, b if has_bias else w, y))
@@ -504,7 +504,7 @@ class TiledGpu(GpuBackend):
         tile = plan.filter_tile(C, K, H, W)
         shares = plan.filter_shares(tile, N, H, W, C, K)
         x, dy, partials = (self.flat(buffer) for buffer in (x, dy, self._partial_gradients))
-        if tile is not plan.FEW_CHANNELS_FILTER_TILE:
+        if tile is not plan.SIZES.few_channels:
             kernel = FILTER_KERNELS[tile.name]
             grid = -(-C // tile.channels), -(-K // tile.filters), shares
             self.launch_grid(kernel, grid, (tile.threads,), x, dy, partials, N, H, W, C, K)
@@ -521,8 +521,10 @@ class TiledGpu(GpuBackend):
         pixels = prod(dy.shape[:3])
         shares = plan.bias_shares(pixels)
         partials = self.flat(self._partial_gradients)
-        grid = -(-K // plan.BIAS_THREADS), shares
-        self.launch_grid(conv2d_backward_bias_kernel, grid, (plan.BIAS_THREADS,), self.flat(dy), partials, pixels, K)
+        grid = -(-K // plan.SIZES.bias_threads), shares
+        self.launch_grid(
+            conv2d_backward_bias_kernel, grid, (plan.SIZES.bias_threads,), self.flat(dy), partials, pixels, K
+        )
         self.sum_shares(partials, shares, db)
 
 

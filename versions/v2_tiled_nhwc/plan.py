@@ -71,58 +71,76 @@ def padded(floats: int) -> int:
     return 4 * (-(-floats // 4) | 1)
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Every size that the launches and kernels are made from."""
+
+    conv2d: dict[str, Tile]
+    few_outputs: Tile
+    filter: dict[str, Tile]
+    few_channels: Tile
+    bias_threads: int
+    blocks_wanted: int
+    """A sum is split into shares until there are about so many blocks: several a multiprocessor on a large card."""
+
+
 def by_name(*tiles: Tile) -> dict[str, Tile]:
     """The tiles, found by their names."""
     return {tile.name: tile for tile in tiles}
 
 
-if not in_simulator():
-    # 8x8 outputs a thread: 34 shared floats for 192 FMAs. Where a picture is 8x8 there would be too few blocks, so
-    # there a thread takes 4x4. With three input channels all of them are one step, and stores decide.
-    CONV2D_TILES = by_name(
+# 8x8 outputs a thread: 34 shared floats for 192 FMAs. Where a picture is 8x8 there would be too few blocks, so there a
+# thread takes 4x4. With three input channels all of them are one step, and stores decide.
+FOR_GPU = Tiling(
+    conv2d=by_name(
         Tile("wide", 8, 16, 64, 128, 128, chunk=8, thread_pixels=8, thread_filters=8, vector=4),
         Tile("small", 8, 8, 32, 128, 128, chunk=8, thread_pixels=4, thread_filters=4, vector=4),
         Tile("few inputs", 8, 16, 64, 128, 128, chunk=3, thread_pixels=8, thread_filters=8, vector=1),
-    )
-    FEW_OUTPUTS_TILE = Tile("few outputs", 8, 16, 3, 128, 128, chunk=8, thread_pixels=8)
-    FILTER_TILES = by_name(
+    ),
+    few_outputs=Tile("few outputs", 8, 16, 3, 128, 128, chunk=8, thread_pixels=8),
+    filter=by_name(
         Tile("wide", 4, 16, 64, 128, 128, channels=16, thread_pixels=4, thread_filters=8, vector=4),
         Tile("small", 8, 8, 64, 128, 128, channels=16, thread_pixels=4, thread_filters=8, vector=4),
-    )
-    FEW_CHANNELS_FILTER_TILE = Tile("few channels", 4, 16, 3, 128, 128, channels=256, thread_pixels=2)
-    BIAS_THREADS = 256
-    BLOCKS_WANTED = 1024  # enough for every multiprocessor of a large card to have several
-else:
-    # The same code in small, since each simulated thread costs real time; no size divides another, as in real tiles.
-    CONV2D_TILES = by_name(
+    ),
+    few_channels=Tile("few channels", 4, 16, 3, 128, 128, channels=256, thread_pixels=2),
+    bias_threads=256,
+    blocks_wanted=1024,
+)
+
+# The same code in small, since each simulated thread costs real time; no size divides another, as in real tiles.
+FOR_SIMULATOR = Tiling(
+    conv2d=by_name(
         Tile("wide", 2, 4, 4, 8, 0, chunk=2, thread_pixels=2, thread_filters=2, vector=2),
         Tile("small", 2, 2, 2, 4, 0, chunk=2, thread_pixels=2, thread_filters=1, vector=1),
         Tile("few inputs", 2, 4, 4, 8, 0, chunk=3, thread_pixels=2, thread_filters=2, vector=1),
-    )
-    FEW_OUTPUTS_TILE = Tile("few outputs", 2, 4, 3, 8, 0, chunk=2, thread_pixels=2)
-    FILTER_TILES = by_name(
+    ),
+    few_outputs=Tile("few outputs", 2, 4, 3, 8, 0, chunk=2, thread_pixels=2),
+    filter=by_name(
         Tile("wide", 3, 4, 4, 8, 0, channels=4, thread_pixels=2, thread_filters=2, vector=2),
         Tile("small", 3, 2, 4, 4, 0, channels=2, thread_pixels=2, thread_filters=2, vector=1),
-    )
-    FEW_CHANNELS_FILTER_TILE = Tile("few channels", 3, 4, 3, 4, 0, channels=8, thread_pixels=2)
-    BIAS_THREADS = 8
-    BLOCKS_WANTED = 2
+    ),
+    few_channels=Tile("few channels", 3, 4, 3, 4, 0, channels=8, thread_pixels=2),
+    bias_threads=8,
+    blocks_wanted=2,
+)
+
+SIZES = FOR_SIMULATOR if in_simulator() else FOR_GPU
 
 
 def conv2d_tile(channels: int, filters: int, height: int, width: int) -> Tile:
     """The tile for a convolution from ``channels`` to ``filters``; for backward data the two are exchanged."""
-    if filters <= FEW_OUTPUTS_TILE.filters:
-        return FEW_OUTPUTS_TILE
-    if channels <= CONV2D_TILES["few inputs"].chunk:
-        return CONV2D_TILES["few inputs"]
-    return CONV2D_TILES[_fitting(CONV2D_TILES["small"], height, width)]
+    if filters <= SIZES.few_outputs.filters:
+        return SIZES.few_outputs
+    if channels <= SIZES.conv2d["few inputs"].chunk:
+        return SIZES.conv2d["few inputs"]
+    return SIZES.conv2d[_fitting(SIZES.conv2d["small"], height, width)]
 
 
 def filter_tile(channels: int, filters: int, height: int, width: int) -> Tile:
     """The tile for the gradient to the filters."""
-    if min(channels, filters) <= FEW_CHANNELS_FILTER_TILE.filters:
-        return FEW_CHANNELS_FILTER_TILE
-    return FILTER_TILES[_fitting(FILTER_TILES["small"], height, width)]
+    if min(channels, filters) <= SIZES.few_channels.filters:
+        return SIZES.few_channels
+    return SIZES.filter[_fitting(SIZES.filter["small"], height, width)]
 
 
 def _fitting(small: Tile, height: int, width: int) -> str:
@@ -131,7 +149,7 @@ def _fitting(small: Tile, height: int, width: int) -> str:
 
 def filter_blocks(tile: Tile, channels: int, filters: int) -> int:
     """Blocks that cover all filters and channels once."""
-    if tile is FEW_CHANNELS_FILTER_TILE:
+    if tile is SIZES.few_channels:
         few, many = sorted((channels, filters))
         return -(-few // tile.filters) * -(-many // tile.channels)
     return -(-filters // tile.filters) * -(-channels // tile.channels)
@@ -139,12 +157,13 @@ def filter_blocks(tile: Tile, channels: int, filters: int) -> int:
 
 def filter_shares(tile: Tile, n: int, height: int, width: int, channels: int, filters: int) -> int:
     """Into how many shares the pixel tiles are split, each summed by blocks of its own."""
-    return max(1, min(tile.pixel_tiles(n, height, width), BLOCKS_WANTED // filter_blocks(tile, channels, filters)))
+    blocks = filter_blocks(tile, channels, filters)
+    return max(1, min(tile.pixel_tiles(n, height, width), SIZES.blocks_wanted // blocks))
 
 
 def bias_shares(pixels: int) -> int:
     """Into how many shares the pixels are split for the gradient to the biases."""
-    return max(1, min(pixels // BIAS_THREADS, BLOCKS_WANTED))
+    return max(1, min(pixels // SIZES.bias_threads, SIZES.blocks_wanted))
 
 
 def gpu_workspace(architecture: Architecture, batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -176,7 +195,7 @@ def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: i
     h, w = stage.height, stage.width
     tile = conv2d_tile(channels, filters, h, w)
     least = float_bytes((n, h, w, channels), (stage.weight_count,), (n, h, w, filters))
-    few = tile is FEW_OUTPUTS_TILE
+    few = tile is SIZES.few_outputs
     biases = 0
     if operation == "forward":  # once for each output, or for each run of pixels that a thread owns
         biases = n * h * w if few else tile.pixel_tiles(n, h, w) * tile.rows * tile.columns // tile.thread_pixels
@@ -203,7 +222,7 @@ def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
     shares = filter_shares(tile, n, h, w, c, k)
     halo, pixels = tile.halo_pixels_read(n, h, w), n * h * w
     partials = (shares, stage.weight_count)
-    if tile is FEW_CHANNELS_FILTER_TILE:
+    if tile is SIZES.few_channels:
         few, many = sorted((c, k))
         own = tile.channels // tile.threads
         operands = (halo, few, -(-many // tile.channels)), (pixels, many, -(-few // tile.filters))

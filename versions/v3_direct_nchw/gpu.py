@@ -112,7 +112,7 @@ def make_conv2d_kernel(strip, turned):
 def make_filter_kernel(strip):
     """Backward filter: lanes on the columns of all pictures, warps on groups of channels, lanes added at the end."""
     ROWS, FILTERS, CHANNELS, THREADS = strip.rows, strip.filters, strip.channels, strip.threads
-    WARP = plan.WARP
+    WARP = plan.SIZES.warp
     WARPS = THREADS // WARP
     HALO_ROWS = ROWS + 2
     OUTPUTS = CHANNELS * 9  # of a thread for one filter
@@ -220,10 +220,10 @@ def make_bias_kernel(threads):
     return conv2d_backward_bias_kernel
 
 
-CONV2D_KERNELS = {name: make_conv2d_kernel(strip, False) for name, strip in plan.CONV2D_STRIPS.items()}
-TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.CONV2D_STRIPS.items()}
-FILTER_KERNELS = {name: make_filter_kernel(strip) for name, strip in plan.FILTER_STRIPS.items()}
-conv2d_backward_bias_kernel = make_bias_kernel(plan.BIAS_THREADS)
+CONV2D_KERNELS = {name: make_conv2d_kernel(strip, False) for name, strip in plan.SIZES.conv2d.items()}
+TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.SIZES.conv2d.items()}
+FILTER_KERNELS = {name: make_filter_kernel(strip) for name, strip in plan.SIZES.filter.items()}
+conv2d_backward_bias_kernel = make_bias_kernel(plan.SIZES.bias_threads)
 
 
 class DirectGpu(GpuBackend):
@@ -264,7 +264,7 @@ class DirectGpu(GpuBackend):
         N, K, H, W = dy.shape
         shares = plan.bias_shares(N, K)
         partials = self.flat(self._partial_gradients)
-        block = (plan.BIAS_THREADS,)
+        block = (plan.SIZES.bias_threads,)
         self.launch_grid(conv2d_backward_bias_kernel, (K, shares), block, self.flat(dy), partials, N, H * W, K)
         self.sum_shares(partials, shares, db)
 

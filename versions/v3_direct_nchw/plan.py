@@ -41,7 +41,20 @@ class Strip:
     @property
     def block_channels(self) -> int:
         """Input channels of a block in the gradient to the filters."""
-        return self.channels * self.threads // WARP
+        return self.channels * self.threads // SIZES.warp
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Every size that the launches and kernels are made from."""
+
+    conv2d: dict[str, Strip]
+    filter: dict[str, Strip]
+    warp: int
+    """Lanes on neighbouring pixels."""
+    bias_threads: int
+    blocks_wanted: int
+    """A sum is split into shares until there are about so many blocks: several a multiprocessor on a large card."""
 
 
 def by_name(*strips: Strip) -> dict[str, Strip]:
@@ -49,65 +62,69 @@ def by_name(*strips: Strip) -> dict[str, Strip]:
     return {strip.name: strip for strip in strips}
 
 
-if not in_simulator():
-    WARP = 32  # lanes on neighbouring pixels
-    # 8 rows x 8 filters a thread: 10 loads and 24 shared floats for 192 FMAs. On small planes, and with few filters,
-    # that would leave too few threads to fill a card.
-    CONV2D_STRIPS = by_name(
+# 4 rows x 16 filters a thread: 6 loads and 48 shared floats for 192 FMAs. On small planes, and with few filters, that
+# would leave too few threads to fill a card.
+FOR_GPU = Strips(
+    conv2d=by_name(
         Strip("wide", 4, 16, 128, 128, chunk=8),
         Strip("small", 4, 8, 64, 128, chunk=8),
         Strip("few outputs", 2, 3, 128, 80, chunk=16),
-    )
-    FILTER_STRIPS = by_name(
+    ),
+    filter=by_name(
         Strip("wide", 2, 8, 128, 168, channels=1),
         Strip("few inputs", 2, 8, 96, 168, channels=1),
         Strip("few outputs", 2, 3, 128, 152, channels=2),
-    )
-    BIAS_THREADS = 128
-    BLOCKS_WANTED = 1024  # enough for every multiprocessor of a large card to have several
-else:
-    # The same code in small: each simulated thread costs real time.
-    WARP = 4
-    CONV2D_STRIPS = by_name(
+    ),
+    warp=32,
+    bias_threads=128,
+    blocks_wanted=1024,
+)
+
+# The same code in small: each simulated thread costs real time.
+FOR_SIMULATOR = Strips(
+    conv2d=by_name(
         Strip("wide", 3, 2, 8, 0, chunk=2),
         Strip("small", 2, 2, 4, 0, chunk=2),
         Strip("few outputs", 2, 3, 8, 0, chunk=3),
-    )
-    FILTER_STRIPS = by_name(
+    ),
+    filter=by_name(
         Strip("wide", 2, 2, 8, 0, channels=2),
         Strip("few inputs", 2, 4, 12, 0, channels=1),
         Strip("few outputs", 2, 3, 8, 0, channels=2),
-    )
-    BIAS_THREADS = 8
-    BLOCKS_WANTED = 8
+    ),
+    warp=4,
+    bias_threads=8,
+    blocks_wanted=8,
+)
 
+SIZES = FOR_SIMULATOR if in_simulator() else FOR_GPU
 FEW = 3  # up to so many channels on one side, a convolution has strips of its own
 
 
 def conv2d_strip(filters: int, height: int) -> Strip:
     """The strip for a convolution to ``filters`` channels; for backward data those are the input channels."""
     if filters <= FEW:
-        return CONV2D_STRIPS["few outputs"]
-    small = CONV2D_STRIPS["small"]
-    return small if height <= 2 * small.rows else CONV2D_STRIPS["wide"]
+        return SIZES.conv2d["few outputs"]
+    small = SIZES.conv2d["small"]
+    return small if height <= 2 * small.rows else SIZES.conv2d["wide"]
 
 
 def filter_strip(channels: int, filters: int) -> Strip:
     """The strip for the gradient to the filters."""
     if filters <= FEW:
-        return FILTER_STRIPS["few outputs"]
-    return FILTER_STRIPS["few inputs" if channels <= FEW else "wide"]
+        return SIZES.filter["few outputs"]
+    return SIZES.filter["few inputs" if channels <= FEW else "wide"]
 
 
 def filter_shares(strip: Strip, n: int, width: int, channels: int, filters: int) -> int:
     """Into how many shares the columns of all pictures are split, each summed by blocks of its own."""
     blocks = -(-filters // strip.filters) * -(-channels // strip.block_channels)
-    return max(1, min(-(-n * width // WARP), BLOCKS_WANTED // blocks))
+    return max(1, min(-(-n * width // SIZES.warp), SIZES.blocks_wanted // blocks))
 
 
 def bias_shares(n: int, filters: int) -> int:
     """Into how many shares the pictures are split for the gradient to the biases."""
-    return max(1, min(n, BLOCKS_WANTED // filters))
+    return max(1, min(n, SIZES.blocks_wanted // filters))
 
 
 def gpu_workspace(architecture: Architecture, batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -163,7 +180,7 @@ def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
     least = float_bytes((n, c, h, w), (n, k, h, w), partials)
     asked = float_bytes(
         (_window_reads(n, h, w, strip.rows), c, -(-k // strip.filters)),
-        (n * h * w, k, -(-c // strip.block_channels) * strip.threads // WARP),
+        (n * h * w, k, -(-c // strip.block_channels) * strip.threads // SIZES.warp),
         partials,
     )
     kernel = f"FILTER_KERNELS[{strip.name}]"
