@@ -101,6 +101,7 @@ def _checks(
     for shape in shapes[:2] if small else shapes:
         n, _, k, height, width = shape
         yield from _resampling_checks(backend, (n, k, height, width), rng)
+        yield _relu_keeps_nan(backend, shape, rng)
     yield from _shared_checks(backend, rng)
     yield from _step_checks(backend, small=small)
     for n in batch_sizes:
@@ -152,6 +153,21 @@ def convolution_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.
         reference.conv2d_backward_bias(dy),
         sum_tolerance(n * height * width, reference.conv2d_backward_bias(abs(dy)), math),
     )
+
+
+def _relu_keeps_nan(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Check:
+    """A NaN in a picture has to show in every output whose window reaches it, and in no other."""
+    n, c, k, height, width = shape
+    backend.prepare(Architecture((Stage("case", c, k, height, width),)), n)
+    x, w = (rng.standard_normal(size).astype(np.float32) for size in ((n, c, height, width), (k, c, 3, 3)))
+    x[0, c - 1, 0, 0] = np.nan
+    y = _upload(backend, np.zeros((n, k, height, width), np.float32))
+    backend.conv2d_forward(_upload(backend, x), _upload(backend, w), backend.upload(np.zeros(k, np.float32)), y, True)
+    reached = np.zeros((n, k, height, width), bool)
+    reached[0, :, :2, :2] = True
+    kept = np.array_equal(np.isnan(_read(backend, y)), reached)
+    detail = "" if kept else "a NaN was dropped, or reached an output that does not see it"
+    return Check(f"ReLU keeps NaN, N{n} C{c} K{k} {height}x{width}", kept, 0.0 if kept else np.inf, detail)
 
 
 def _resampling_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Check]:

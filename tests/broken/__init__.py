@@ -99,6 +99,22 @@ class SkipsTheBorder(PlainBackend):
         y[:, :, :, 0] = y[:, :, :, -1] = 0
 
 
+class ReluDropsNaN(PlainBackend):
+    """Asks what is positive, which a NaN is not."""
+
+    def conv2d_forward(self, x, w, b, y, relu):
+        exact = reference.conv2d_forward(x, w, b)
+        y[...] = np.where(exact > 0, exact, 0) if relu else exact
+
+
+class SpreadsNaN(PlainBackend):
+    """Right for numbers; a NaN in one picture reaches the next one."""
+
+    def conv2d_forward(self, x, w, b, y, relu):
+        super().conv2d_forward(x, w, b, y, relu)
+        y[...] += 0 * x.sum()
+
+
 class DropsTheBias(PlainBackend):
     def conv2d_forward(self, x, w, b, y, relu):
         super().conv2d_forward(x, w, np.zeros_like(b), y, relu)

@@ -29,8 +29,6 @@ from math import prod
 from types import CodeType, FunctionType
 
 import numpy as np
-from numba.cuda import types
-from numba.cuda.np import numpy_support
 from numba.cuda.simulator import kernel as simulator
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray, FakeShape
 from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule
@@ -127,8 +125,6 @@ class Memory:
     kind = ""
 
     def __init__(self, launch: Launch, shape, dtype) -> None:
-        if isinstance(dtype, types.Type):
-            dtype = numpy_support.as_dtype(dtype)
         self._launch = launch
         self.dtype = np.dtype(dtype)
         self._type = self.dtype.type
@@ -260,6 +256,7 @@ class Launch(FakeCUDAModule):
         """Run every block, one after the other."""
         names = self.kernel.fn.__code__.co_varnames
         accesses: dict[tuple, tuple[dict, dict]] = {}
+        views: list[tuple[tuple, np.ndarray, str]] = []
         given = []
         for name, argument in zip(names, arguments, strict=False):
             if isinstance(argument, np.ndarray):
@@ -267,8 +264,12 @@ class Launch(FakeCUDAModule):
             if isinstance(argument, FakeCUDAArray):
                 array = argument._ary
                 # Two arguments can be the same memory: what is written through one is written through the other.
-                same = accesses.setdefault((array.ctypes.data, array.shape, array.strides), ({}, {}))
-                argument = GlobalArray(self, name, array, same)
+                key = (array.ctypes.data, array.shape, array.strides)
+                for other_key, other, other_name in views:
+                    if other_key != key and np.may_share_memory(array, other):
+                        self.fail(f"arguments {other_name} and {name} overlap, and are not the same view")
+                views.append((key, array, name))
+                argument = GlobalArray(self, name, array, accesses.setdefault(key, ({}, {})))
             given.append(argument)
         try:
             self._run_blocks(given, _has_barrier(self.kernel.fn))

@@ -17,10 +17,22 @@ from common.network import Network, initial_parameters
 from common.verify import convolution_checks, verify
 from tests.training import assert_training_parity
 from versions.registry import find, names
+from versions.v2_tiled_nhwc import plan as v2
+from versions.v3_direct_nchw import plan as v3
 
 pytestmark = pytest.mark.simulator
 # (N, C, K, H, W) beside verify's: several tiles of every axis with uneven rests, few channels, tiny pictures.
-MORE_SHAPES = ((2, 5, 9, 5, 9), (1, 9, 5, 6, 3), (1, 7, 2, 5, 6), (3, 5, 6, 2, 2), (2, 33, 19, 7, 3), (1, 1, 1, 1, 1))
+MORE_SHAPES = (
+    (4, 4, 4, 3, 2),
+    (3, 4, 4, 5, 9),
+    (2, 3, 5, 4, 5),
+    (2, 5, 9, 5, 9),
+    (1, 9, 5, 6, 3),
+    (3, 7, 2, 5, 6),
+    (3, 5, 6, 2, 2),
+    (2, 33, 19, 7, 3),
+    (1, 1, 1, 1, 1),
+)
 each_version = pytest.mark.parametrize("name", names())
 
 
@@ -55,6 +67,20 @@ def verified(name):
 def test_verified(name):
     failures, _ = verified(name)
     assert failures == []
+
+
+def test_sums_are_split_unevenly():
+    """Shares that differ in size, and a second pass with something to add, for every kernel that has them."""
+    split = set()
+    for n, c, k, height, width in MORE_SHAPES:
+        tile = v2.filter_tile(c, k, height, width)
+        tiles, shares = tile.pixel_tiles(n, height, width), v2.filter_shares(tile, n, height, width, c, k)
+        split |= {("v2", tile.name)} if shares > 1 and tiles % shares else set()
+        strip, columns = v3.filter_strip(c, k), n * width
+        shares = v3.filter_shares(strip, n, width, c, k)
+        split |= {("v3", strip.name)} if shares > 1 and columns % shares else set()
+    wanted = {("v2", name) for name in (*v2.SIZES.filter, "few channels")} | {("v3", name) for name in v3.SIZES.filter}
+    assert split == wanted
 
 
 @each_version

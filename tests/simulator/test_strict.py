@@ -198,6 +198,20 @@ def test_the_view_counts_and_not_the_buffer():
         writes_past_the_end_kernel[2, THREADS](whole[:8])
 
 
+@cuda.jit
+def copies_kernel(x, y):
+    i = cuda.grid(1)
+    y[i] = x[i]
+
+
+def test_arguments_that_overlap_are_refused_unless_they_are_the_same():
+    memory = SimulatorRuntime().empty((2 * THREADS,), np.float32)
+    with pytest.raises(KernelError, match="arguments x and y overlap"):
+        copies_kernel[1, THREADS](memory[1 : THREADS + 1], memory[:THREADS])
+    copies_kernel[1, THREADS](memory[:THREADS], memory[:THREADS])
+    copies_kernel[1, THREADS](memory[THREADS:], memory[:THREADS])
+
+
 def test_numpy_arrays_are_refused():
     with pytest.raises(KernelError, match="argument x is a NumPy array"):
         two_global_writers_kernel[1, 1](np.zeros(4, np.float32))

@@ -5,9 +5,9 @@ threads computes a tile of pixels x filters together. It steps over the input ch
 input with its halo and the tile's weights into shared memory, waits, and multiplies. Each thread keeps a small tile of
 outputs in registers, for the same reason once more: a value read from shared memory meets all of them.
 
-What changed from V1: who reads from where. The arithmetic, the layout and the order of the sums over channels are V1's;
-the operands come from shared memory and registers instead of global memory. Every gradient is tiled as well: backward
-data is the same kernel over filters turned by 180 degrees, backward filter has tiles of filters x channels x nine taps.
+What changed from V1: who reads from where. The layout and the multiplications are V1's; the operands come from shared
+memory and registers instead of global memory. Every gradient is tiled as well: backward data is the same kernel over
+filters turned by 180 degrees, backward filter has tiles of filters x channels x nine taps.
 
 Layout: pictures (N, H, W, C), filters (K, R, S, C), as in V1: channels are contiguous, so threads that load a tile lie
 on neighbouring channels.
@@ -27,9 +27,10 @@ Bytes moved: a block of the wide tile reads 180 pixels and 576 weights for every
 147,456 FLOPs of them: 49 FLOP a byte asked of global memory, where V1 has 0.25. Then 34 floats from shared memory feed
 192 multiply-adds, 0.18 each. ``convbench describe --backend v2 --device gpu`` prints this for every kernel.
 
-Shared memory is padded so that the lanes of a warp reach different banks while they load a tile. Tiles are not
-double-buffered: two of the wide ones would not fit the 48 KB that a block may declare, and the four blocks that fit on
-a multiprocessor load while others multiply.
+Shared memory is padded so that the lanes of a warp reach different banks while they load the tiles of the wide stages.
+Tiles are not double-buffered: with two buffers of eight channels a block would need more than the 48 KB it may declare,
+and with two of four channels each would be loaded in half the sectors and twice the barriers; the other blocks of a
+multiprocessor multiply while one loads.
 
 On the CPU the caches take shared memory's place and vector registers the threads' tile: a few rows of a picture and 128
 channels are copied, border and all, in the order in which the sums run, filters are packed the same way, and tiles of 4

@@ -85,10 +85,10 @@ def make_conv2d_kernel(tile, turned):
             for begin in range(first_weight, WEIGHTS, WEIGHT_STEP):
                 for n in range(AT_ONCE):
                     i = (begin + n * WEIGHT_ROWS) & INDEX_BITS
-                    tap = i % 9
-                    # Lanes on whichever axis of w is contiguous.
+                    # Lanes on whichever axis of w is contiguous, then on neighbours in shared memory.
+                    tap = i % 9 if turned else i // FILTERS
                     c = i // 9 if turned else weight_lane
-                    k = weight_lane if turned else i // 9
+                    k = weight_lane if turned else i % FILTERS
                     # The last load can reach past the tile.
                     if i < WEIGHTS:
                         value = np.float32(0)
@@ -97,7 +97,7 @@ def make_conv2d_kernel(tile, turned):
                             if turned:
                                 value = w[offset(((first + c) * 9 + 8 - tap) * K + first_filter + k)]
                             else:
-                                value = w[offset((first_filter * 9 + i) * C + first + c)]
+                                value = w[offset(((first_filter + k) * 9 + tap) * C + first + c)]
                         weights[offset((c * 9 + tap) * BANK + k)] = value
             # All threads read what each has loaded.
             cuda.syncthreads()
@@ -149,7 +149,9 @@ def make_few_outputs_kernel(tile, turned):
     WEIGHT_LOADS = -(-SLICES * 9 * FILTERS // THREADS)
     OUTPUT_STORES = -(-TILE_OUTPUTS // THREADS)
     INPUT_FLOATS, WEIGHT_FLOATS = SLICES * PLANE, SLICES * 9 * FILTERS
-    SUM_FLOATS, TOTALS = SLICES * TILE_OUTPUTS, PIXELS * FILTERS
+    TOTALS = PIXELS * FILTERS
+    RUN_FLOATS = TOTALS | 1  # odd, so that neighbouring runs begin in different banks
+    SUM_FLOATS = SLICES * TILE_RUNS * RUN_FLOATS
 
     @gpu_kernel(registers=tile.registers)
     def conv2d_few_outputs_kernel(x, w, b, y, H, W, C, K, has_bias, relu):
@@ -157,7 +159,7 @@ def make_few_outputs_kernel(tile, turned):
         # grid (tiles of N,H,W; tiles of K)  block (channel slices, runs of pixels), the latter fastest
         inputs = cuda.shared.array(INPUT_FLOATS, np.float32, ALIGNMENT)  # (channel, halo row, halo column)
         weights = cuda.shared.array(WEIGHT_FLOATS, np.float32, ALIGNMENT)  # (channel, tap, filter)
-        sums = cuda.shared.array(SUM_FLOATS, np.float32)  # (slice, row, column, filter)
+        sums = cuda.shared.array(SUM_FLOATS, np.float32)  # (slice, run, pixel, filter)
         totals = cuda.local.array(TOTALS, np.float32)
         row = cuda.local.array(WINDOW, np.float32)
         t = cuda.threadIdx.x & THREAD_BITS
@@ -217,7 +219,7 @@ def make_few_outputs_kernel(tile, turned):
             # No thread may load the next channels while another still reads these.
             cuda.syncthreads()
         for i in range(TOTALS):
-            sums[offset(part * TILE_OUTPUTS + run * TOTALS + i)] = totals[i]
+            sums[offset((part * TILE_RUNS + run) * RUN_FLOATS + i)] = totals[i]
         # The sums of all slices have to be there before they are added.
         cuda.syncthreads()
         for store in range(OUTPUT_STORES):
@@ -229,7 +231,7 @@ def make_few_outputs_kernel(tile, turned):
             if i < TILE_OUTPUTS and h < H and v < W and k < K:
                 total = np.float32(0)
                 for piece in range(SLICES):
-                    total += sums[offset(piece * TILE_OUTPUTS + i)]
+                    total += sums[offset((piece * TILE_RUNS + i // TOTALS) * RUN_FLOATS + i % TOTALS)]
                 if has_bias:
                     total += b[offset(k)]
                 # Written so that a NaN is not turned into zero.
@@ -464,7 +466,7 @@ def make_bias_kernel(threads):
 
 
 CONV2D_KERNELS = {name: make_conv2d_kernel(tile, False) for name, tile in plan.SIZES.conv2d.items()}
-TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(tile, True) for name, tile in plan.SIZES.conv2d.items()}
+TURNED_KERNELS = {name: make_conv2d_kernel(tile, True) for name, tile in plan.SIZES.conv2d.items()}
 few_outputs_kernel = make_few_outputs_kernel(plan.SIZES.few_outputs, False)
 turned_few_outputs_kernel = make_few_outputs_kernel(plan.SIZES.few_outputs, True)
 FILTER_KERNELS = {name: make_filter_kernel(tile) for name, tile in plan.SIZES.filter.items()}
@@ -488,7 +490,7 @@ class TiledGpu(GpuBackend):
         self._convolve(CONV2D_KERNELS, few_outputs_kernel, x, w, b, y, relu)
 
     def conv2d_backward_data(self, dy, w, dx):
-        self._convolve(TURNED_CONV2D_KERNELS, turned_few_outputs_kernel, dy, w, None, dx, False)
+        self._convolve(TURNED_KERNELS, turned_few_outputs_kernel, dy, w, None, dx, False)
 
     def _convolve(self, kernels, few_outputs, x, w, b, y, relu):
         (N, H, W, C), K = x.shape, y.shape[3]

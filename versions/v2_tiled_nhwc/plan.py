@@ -1,8 +1,8 @@
 """How V2 cuts the work on the GPU into tiles: sizes, launch shapes, workspace, and what they cost. No device code.
 
-A tile's shared arrays are padded so that the lanes of a warp reach different banks: while loading, lanes lie on
-neighbouring channels and pixels, so the distance between two channels in shared memory has to be an odd multiple of
-four floats.
+While a tile is loaded, the lanes of a warp lie on eight neighbouring channels and four neighbouring pixels or filters.
+They store to different banks if the distance between two channels in shared memory is an odd multiple of four floats,
+which is what the padding is for. With other numbers of channels (conv1, conv5) some lanes still meet in a bank.
 """
 
 from __future__ import annotations
@@ -104,14 +104,15 @@ FOR_GPU = Tiling(
     ),
     few_channels=Tile("few channels", 4, 16, 3, 128, 128, channels=256, thread_pixels=2),
     bias_threads=256,
-    blocks_wanted=1024,
+    blocks_wanted=512,
 )
 
-# The same code in small, since each simulated thread costs real time; no size divides another, as in real tiles.
+# The same code in small, since each simulated thread costs real time. As in the real sizes, the input tile of one kind
+# ends where the next channel's begins, the last load reaches past the tile, and sums are split unevenly.
 FOR_SIMULATOR = Tiling(
     conv2d=by_name(
         Tile("wide", 2, 4, 4, 8, 0, chunk=2, thread_pixels=2, thread_filters=2, vector=2),
-        Tile("small", 2, 2, 2, 4, 0, chunk=2, thread_pixels=2, thread_filters=1, vector=1),
+        Tile("small", 3, 2, 2, 6, 0, chunk=2, thread_pixels=2, thread_filters=1, vector=1),
         Tile("few inputs", 2, 4, 4, 8, 0, chunk=3, thread_pixels=2, thread_filters=2, vector=1),
     ),
     few_outputs=Tile("few outputs", 2, 4, 3, 8, 0, chunk=2, thread_pixels=2),
@@ -121,7 +122,7 @@ FOR_SIMULATOR = Tiling(
     ),
     few_channels=Tile("few channels", 3, 4, 3, 4, 0, channels=8, thread_pixels=2),
     bias_threads=8,
-    blocks_wanted=2,
+    blocks_wanted=7,
 )
 
 SIZES = FOR_SIMULATOR if in_simulator() else FOR_GPU
@@ -212,7 +213,7 @@ def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: i
     if few:
         kernel = "few_outputs_kernel" if operation == "forward" else "turned_few_outputs_kernel"
     else:
-        kernel = f"{'' if operation == 'forward' else 'TURNED_'}CONV2D_KERNELS[{tile.name}]"
+        kernel = f"{'CONV2D' if operation == 'forward' else 'TURNED'}_KERNELS[{tile.name}]"
     return KernelWork(stage.name, operation, kernel, n * stage.flops, least, asked, per_fma)
 
 

@@ -14,7 +14,7 @@ Who owns what on the GPU (sizes in ``plan.py``):
 
 - Forward, and backward data over filters turned by 180 degrees: a thread owns a strip of 4 rows x 1 column for 16
   filters (8 on 8x8 planes; 2 rows x 3 filters where there are three). Threads take strips in the order column, group of
-  rows, picture: a warp covers one row of a 32x32 plane, and several pictures of 8x8 planes, so none of it idles.
+  rows, picture: a warp covers four rows of a 32x32 plane and two pictures of 8x8 planes, and none of it idles.
 - Backward filter: a thread owns 8 filters x 1 channel x 9 taps (3 x 2 x 9 where there are three filters), and every
   32nd column of a share of the pictures, down which it walks. Lanes lie on columns, so a warp's 32 sums are added at
   the end, in shared memory; a block's warps take neighbouring channels, so that they read the same dy. The shares are

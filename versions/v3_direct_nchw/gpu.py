@@ -221,7 +221,7 @@ def make_bias_kernel(threads):
 
 
 CONV2D_KERNELS = {name: make_conv2d_kernel(strip, False) for name, strip in plan.SIZES.conv2d.items()}
-TURNED_CONV2D_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.SIZES.conv2d.items()}
+TURNED_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.SIZES.conv2d.items()}
 FILTER_KERNELS = {name: make_filter_kernel(strip) for name, strip in plan.SIZES.filter.items()}
 conv2d_backward_bias_kernel = make_bias_kernel(plan.SIZES.bias_threads)
 
@@ -241,7 +241,7 @@ class DirectGpu(GpuBackend):
         self._convolve(CONV2D_KERNELS, x, w, b, y, relu)
 
     def conv2d_backward_data(self, dy, w, dx):
-        self._convolve(TURNED_CONV2D_KERNELS, dy, w, None, dx, False)
+        self._convolve(TURNED_KERNELS, dy, w, None, dx, False)
 
     def _convolve(self, kernels, x, w, b, y, relu):
         (N, C, H, W), K = x.shape, y.shape[1]

@@ -168,7 +168,7 @@ def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: i
         (strip.blocks(n, h, w) * strip.threads if operation == "forward" else 0, filters),  # biases, once a thread
     )
     # A weight read from shared memory meets every row of the strip.
-    kernel = f"{'' if operation == 'forward' else 'TURNED_'}CONV2D_KERNELS[{strip.name}]"
+    kernel = f"{'CONV2D' if operation == 'forward' else 'TURNED'}_KERNELS[{strip.name}]"
     return KernelWork(stage.name, operation, kernel, n * stage.flops, least, asked, 1 / strip.rows)
 
 
