@@ -33,8 +33,8 @@ and with two of four channels each would be loaded in half the sectors and twice
 multiprocessor multiply while one loads.
 
 On the CPU the caches take shared memory's place and vector registers the threads' tile: a few rows of a picture and 128
-channels are copied, border and all, in the order in which the sums run, filters are packed the same way, and tiles of 4
-pixels x 4 filters (or 3 x 8 where vectors run along filters) pass over them.
+channels are copied, border and all, in the order in which the sums run, and filters are packed the same way. Register
+tiles pass over them: 4 pixels x 4 filters, or 3 x 8 in the filter gradient and where channels are few.
 
 Run it: ``convbench run --backend v2``
 """

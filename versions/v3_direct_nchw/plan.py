@@ -62,8 +62,8 @@ def by_name(*strips: Strip) -> dict[str, Strip]:
     return {strip.name: strip for strip in strips}
 
 
-# 4 rows x 16 filters a thread: 6 loads and 48 shared floats for 192 FMAs. On small planes, and with few filters, that
-# would leave too few threads to fill a card.
+# 4 rows x 16 filters a thread: 6 loads and 48 shared floats for 192 FMAs. Small planes and few filters get smaller
+# strips, for the sake of more threads; an 8x8 stage still has too few to fill a large card.
 FOR_GPU = Strips(
     conv2d=by_name(
         Strip("wide", 4, 16, 128, 128, chunk=8),
