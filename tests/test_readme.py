@@ -54,3 +54,5 @@ def test_the_ratio_to_pytorch_is_the_files():
     assert f"took {ratio:.2f} of the time" in TEXT.replace("\n", " ")
     assert f"{min(rounds):.2f} to {max(rounds):.2f} round by round" in TEXT.replace("\n", " ")
     assert f"{len(rounds)} rounds" in TEXT
+    shares = {f"{median(samples[name]) / median(samples['v1']):.2f}" for name in ("v2", "v3")}
+    assert shares == set(re.findall(r"V2 and V3 each took (0\.\d\d) of V1's time", TEXT.replace("\n", " ")))
