@@ -100,17 +100,7 @@ def run_command(
         highlight=False,
         soft_wrap=True,
     )
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-        transient=True,
-    )
-    with bar:
+    with _progress(disable=quiet) as bar:
         task = bar.add_task("starting", total=total_steps(config))
         begun = itertools.count()
 
@@ -193,35 +183,21 @@ def kernels_command(
     uses = kernels.merged_uses(infos)
     faults = kernels.uncovered_kernels(infos)
     compiled = {}
-    errors = Console(stderr=True)
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("compiling {task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    )
     target_names = [kernels.target_name(target) for target in targets]
-    if not errors.is_terminal:
-        errors.print(f"compiling {len(uses)} kernels for {', '.join(target_names)}", highlight=False, soft_wrap=True)
+    if not sys.stderr.isatty():
+        print(f"compiling {len(uses)} kernels for {', '.join(target_names)}", file=sys.stderr)
     places = {id(use): place for place, use in enumerate(uses)}
-    with bar:
-        task = bar.add_task("the first kernel", total=len(uses) * len(targets))
+    with _progress(disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("compiling", total=len(uses) * len(targets))
         for use, answer in kernels.compile_uses(uses, targets):
-            bar.update(task, description=escape(use.name), advance=1)
+            bar.update(task, description=f"compiling {escape(use.name)}", advance=1)
             version = " ".join(use.versions)
             if isinstance(answer, kernels.CompileError):
                 faults.append(f"{version}: {answer}")
             else:
                 compiled[places[id(use)], answer.target] = answer
                 faults += [f"{version}: {fault}" for fault in kernels.faults(answer)]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_COLUMNS)  # a file or a pipe has no width of its own
-    console.print(tables.kernels_table(uses, compiled, target_names))
+    _wide_console().print(tables.kernels_table(uses, compiled, target_names))
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
     if faults:
@@ -261,8 +237,7 @@ def describe(
         if work is None:
             print(f"{info.label} does not state the work of its kernels.")
         else:
-            # A file or a pipe has no width of its own.
-            (console if console.is_terminal else Console(width=TABLE_COLUMNS)).print(work)
+            _wide_console().print(work)
 
 
 @app.command()
@@ -328,6 +303,26 @@ def _find_backends(backend: list[str] | None) -> tuple[BackendInfo, ...]:
         if name not in (*names(), "all"):
             raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())} or all")
     return REGISTRY if "all" in asked else tuple(dict.fromkeys(find(name) for name in asked))
+
+
+def _progress(*, disable: bool) -> Progress:
+    """A bar on standard error that says what is being done, and goes when it is."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=disable,
+        transient=True,
+    )
+
+
+def _wide_console() -> Console:
+    """Standard output; a file or a pipe has no width of its own, and gets that of the wide tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_COLUMNS)
 
 
 def _check_threads(threads: int | None) -> int:

@@ -151,14 +151,14 @@ def work_table(architecture: Architecture, batch_size: int, info: BackendInfo) -
     if work is None:
         return None
     _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
-    rows = work + elementwise_work(architecture, batch_size, info.layout, parameters)
+    shared = elementwise_work(architecture, batch_size, info.layout, parameters)
     title = f"GPU kernels of {info.label} in a training step, batch {batch_size}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("stage", "operation", "kernel"):
         table.add_column(name, no_wrap=True)
     for name in ("MFLOP", "least\nMB", "asked\nMB", "asked /\nleast", "bound\nµs", "bound by", "shared\n/ FMA"):
         table.add_column(name, justify="right", no_wrap=True)
-    for part in (work, rows[len(work) :]):
+    for part in (work, shared):
         for row in part:
             asked = row.asked_bytes
             table.add_row(
@@ -174,6 +174,7 @@ def work_table(architecture: Architecture, batch_size: int, info: BackendInfo) -
                 "" if row.shared_loads_per_fma is None else f"{row.shared_loads_per_fma:.3f}",
             )
         table.add_section()
+    rows = work + shared
     flops, bound_s = sum(row.flops for row in rows), sum(row.bound_s for row in rows)
     least = sum(row.least_bytes for row in rows)
     table.add_row("step", "", "", f"{flops / 1e6:,.1f}", f"{least / 1e6:,.2f}", "", "", f"{bound_s * 1e6:,.1f}")

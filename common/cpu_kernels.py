@@ -210,3 +210,25 @@ def mse_loss(prediction, target, gradient, sums, losses, step):
 def sgd(parameters, gradients, learning_rate):
     for i in range(parameters.size):
         parameters[i] -= learning_rate * gradients[i]
+
+
+@njit
+def turn_filters(w, turned):
+    # w (K,C,R,S)  turned, of that size, as (C,K,R,S): channels exchanged, each window turned by 180 degrees
+    K, C, R, S = w.shape
+    out = turned.reshape(C, K, R, S)
+    for k in range(K):
+        for c in range(C):
+            for r in range(R):
+                for s in range(S):
+                    out[c, k, r, s] = w[k, c, R - 1 - r, S - 1 - s]
+
+
+@njit
+def add_partials(partials, out):
+    # partials (threads, out.size or more)  out (size,): in the order of the threads, whichever was done first
+    for i in range(out.size):
+        total = np.float32(0)
+        for t in range(partials.shape[0]):
+            total += partials[t, i]
+        out[i] = total

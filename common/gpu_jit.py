@@ -16,10 +16,11 @@ from common.device import in_simulator
 # load, which also keep the compiler from seeing that neighbouring loads are neighbours and can be one wide load.
 offset = np.uint64
 
-# ANDed with a thread or block index, these change nothing, but tell the compiler that it is not negative, so that
-# dividing it by a power of two is a shift.
+# ANDed with an index of a thread, of a block or into a tile, these change nothing, but tell the compiler that it is not
+# negative, so that dividing it by a power of two is a shift.
 THREAD_BITS = 0x3FF
 BLOCK_BITS = 0x7FFFFFFF
+INDEX_BITS = 0xFFFF
 
 
 # Shared arrays that are read four neighbours at a time begin at a 16-byte boundary; the simulator knows no alignment.

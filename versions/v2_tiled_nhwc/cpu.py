@@ -21,7 +21,7 @@ from numba import njit, prange
 
 from common.architecture import TAPS, Architecture
 from common.cpu import CpuBackend
-from common.cpu_kernels import SUM_MATH
+from common.cpu_kernels import SUM_MATH, add_partials
 from versions.v2_tiled_nhwc import CPU_CHANNELS as CHANNELS
 from versions.v2_tiled_nhwc import CPU_ROWS as ROWS
 from versions.v2_tiled_nhwc import workspace
@@ -269,8 +269,8 @@ def unpack_gradient(partials, dw):
 
 
 @njit(parallel=True)
-def conv2d_backward_bias_kernel(dy, db, partials):
-    # dy (N,H,W,K)  db (K,)  partials (threads, at least K)
+def conv2d_backward_bias_kernel(dy, partials):
+    # dy (N,H,W,K)  partials (threads, at least K)
     N, H, W, K = dy.shape
     threads = partials.shape[0]
     pixels = dy.reshape(N * H * W, K)
@@ -280,12 +280,6 @@ def conv2d_backward_bias_kernel(dy, db, partials):
         for i in range(N * H * W * t // threads, N * H * W * (t + 1) // threads):
             for k in range(K):
                 partials[t, k] += pixels[i, k]
-    for k in range(K):
-        # In the order of the shares, whichever thread was done first.
-        total = np.float32(0)
-        for t in range(threads):
-            total += partials[t, k]
-        db[k] = total
 
 
 class TiledCpu(CpuBackend):
@@ -315,7 +309,8 @@ class TiledCpu(CpuBackend):
         unpack_gradient(self._partials, dw)
 
     def conv2d_backward_bias(self, dy, db):
-        conv2d_backward_bias_kernel(dy, db, self._tiles)
+        conv2d_backward_bias_kernel(dy, self._tiles)
+        add_partials(self._tiles, db)
 
     def _convolve(self, source, w, b, target, relu, *, turn):
         few = source.shape[3] <= FEW_CHANNELS

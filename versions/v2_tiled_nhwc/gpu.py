@@ -10,11 +10,10 @@ import numpy as np
 from numba import cuda
 
 from common.gpu import GpuBackend
-from common.gpu_jit import ALIGNMENT, BLOCK_BITS, THREAD_BITS, gpu_kernel, offset
+from common.gpu_jit import ALIGNMENT, BLOCK_BITS, INDEX_BITS, THREAD_BITS, gpu_kernel, offset
 from versions.v2_tiled_nhwc import plan
 
 AT_ONCE = 4  # loads of a thread that are under way together
-INDEX_BITS = 0xFFFF  # like THREAD_BITS, for an index into a tile
 
 
 def make_conv2d_kernel(tile, turned):

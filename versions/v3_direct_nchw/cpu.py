@@ -17,7 +17,7 @@ from numba import njit, prange
 
 from common.architecture import TAPS, Architecture
 from common.cpu import CpuBackend
-from common.cpu_kernels import SUM_MATH
+from common.cpu_kernels import SUM_MATH, add_partials, turn_filters
 from versions.v3_direct_nchw import workspace
 
 
@@ -94,17 +94,6 @@ def conv2d_forward_kernel(x, w, b, y, relu, lines, scratch):
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
             forward_picture(x[n], w, b, y[n], relu, lines[t], scratch[t])
-
-
-@njit
-def turn_filters(w, turned):
-    # w (K,C,R,S)  turned (C,K,R,S): channels exchanged, each window turned by 180 degrees
-    K, C, R, S = w.shape
-    for c in range(C):
-        for k in range(K):
-            for r in range(R):
-                for s in range(S):
-                    turned[c, k, r, s] = w[k, c, R - 1 - r, S - 1 - s]
 
 
 @njit(fastmath=SUM_MATH)
@@ -199,18 +188,6 @@ def conv2d_backward_filter_kernel(x, dy, lines, scratch, partials):
             backward_filter_picture(x[n], dy[n], lines[t], scratch[t], partials[t])
 
 
-@njit
-def add_partials(partials, dw):
-    # partials (threads, K*C*9 or more)  dw (K,C,R,S)
-    flat = dw.reshape(dw.size)
-    for i in range(dw.size):
-        # In the order of the shares, whichever thread was done first.
-        total = np.float32(0)
-        for t in range(partials.shape[0]):
-            total += partials[t, i]
-        flat[i] = total
-
-
 @njit(parallel=True, fastmath=SUM_MATH)
 def conv2d_backward_bias_kernel(dy, db):
     # dy (N,K,H,W)  db (K,)
@@ -254,7 +231,7 @@ class DirectCpu(CpuBackend):
 
     def conv2d_backward_filter(self, x, dy, dw):
         conv2d_backward_filter_kernel(x, dy, self._lines, self._scratch, self._partials)
-        add_partials(self._partials, dw)
+        add_partials(self._partials, dw.reshape(dw.size))
 
     def conv2d_backward_bias(self, dy, db):
         conv2d_backward_bias_kernel(dy, db)

@@ -8,11 +8,10 @@ import numpy as np
 from numba import cuda
 
 from common.gpu import GpuBackend
-from common.gpu_jit import ALIGNMENT, BLOCK_BITS, THREAD_BITS, gpu_kernel, offset
+from common.gpu_jit import ALIGNMENT, BLOCK_BITS, INDEX_BITS, THREAD_BITS, gpu_kernel, offset
 from versions.v3_direct_nchw import plan
 
 AT_ONCE = 4  # loads of a thread that are under way together
-INDEX_BITS = 0xFFFF  # like THREAD_BITS, for an index into the staged weights
 
 
 def make_conv2d_kernel(strip, turned):

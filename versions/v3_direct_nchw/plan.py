@@ -153,7 +153,7 @@ def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
 
 def _window_reads(n: int, height: int, width: int, rows: int) -> int:
     """Pixels that the strips of n planes read: each its rows and one above and below, in three columns."""
-    return n * halo_extent(height, rows) * max(1, 3 * width - 2)
+    return n * halo_extent(height, rows) * (3 * width - 2)
 
 
 def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: int) -> KernelWork:

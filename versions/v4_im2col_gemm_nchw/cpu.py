@@ -15,7 +15,7 @@ from numba.extending import get_cython_function_address
 from common.architecture import Architecture
 from common.backend import Math
 from common.cpu import CpuBackend
-from common.cpu_kernels import SUM_MATH
+from common.cpu_kernels import SUM_MATH, add_partials, turn_filters
 from versions.v4_im2col_gemm_nchw import workspace
 
 _sgemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(
@@ -162,12 +162,13 @@ def gemm_columns_kernel(product, x, w, b, y, relu, workspace):
 
 
 @njit(parallel=True)
-def filter_gradient_kernel(product, narrow, wide, gradient, workspace, partials):
-    # narrow (N,C,H,W)  wide (N,K,H,W)  gradient (K,C*9) = the sum over n of wide[n] . im2col(narrow[n])^T
+def filter_gradient_kernel(product, narrow, wide, workspace, partials):
+    # narrow (N,C,H,W)  wide (N,K,H,W)  partials (threads, K*C*9 or more): each, as (K,C*9), is the sum of
+    # wide[n] . im2col(narrow[n])^T over the thread's n
     N, C, H, W = narrow.shape
     P = H * W
     threads = workspace.shape[0]
-    size = gradient.size
+    size = wide.shape[1] * C * 9
     for t in prange(threads):
         columns = workspace[t, : C * 9 * P].reshape(C * 9, P)
         partial = partials[t, :size]
@@ -176,13 +177,6 @@ def filter_gradient_kernel(product, narrow, wide, gradient, workspace, partials)
         for n in range(N * t // threads, N * (t + 1) // threads):
             im2col(narrow[n], columns)
             gemm(product, wide[n], columns, partial)
-    # In the order of the shares, whichever thread was done first.
-    flat = gradient.reshape(size)
-    for i in range(size):
-        total = partials[0, i]
-        for t in range(1, threads):
-            total += partials[t, i]
-        flat[i] = total
 
 
 @njit(parallel=True, fastmath=SUM_MATH)
@@ -199,18 +193,6 @@ def conv2d_backward_bias_kernel(dy, db):
                     plane += dy[n, k, h, w]
             total += plane
         db[k] = total
-
-
-@njit
-def turn_filters(w, out):
-    # w (K,C,R,S)  out (C,K*R*S): channels exchanged, each window turned by 180 degrees; its own inverse
-    K, C, R, S = w.shape
-    turned = out.reshape(C, K, R, S)
-    for k in range(K):
-        for c in range(C):
-            for r in range(R):
-                for s in range(S):
-                    turned[c, k, r, s] = w[k, c, R - 1 - r, S - 1 - s]
 
 
 class Im2colGemmCpu(CpuBackend):
@@ -246,7 +228,8 @@ class Im2colGemmCpu(CpuBackend):
         gradient = (self._turned[: dw.size] if turn else dw).reshape(rows, columns)
         positions = x.shape[2] * x.shape[3]
         product = self._product(rows, columns, positions, transpose_b=True, accumulate=True)
-        filter_gradient_kernel(product, narrow, wide, gradient, self._columns, self._partials)
+        filter_gradient_kernel(product, narrow, wide, self._columns, self._partials)
+        add_partials(self._partials, gradient.reshape(gradient.size))
         if turn:
             turn_filters(gradient.reshape(rows, narrow.shape[1], 3, 3), dw.reshape(narrow.shape[1], -1))
 
