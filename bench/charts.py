@@ -12,8 +12,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-from bench.records import RunRecord, Summary, read_record, summarise
+from bench.records import Row, RunRecord, Summary, read_record, summarise
 from common.errors import UsageError
 from versions.registry import BASELINE, names
 
@@ -41,60 +42,77 @@ def draw_charts(results: Path, folder: Path) -> list[Path]:
     if not summaries:
         reasons = "; ".join(f"{row.backend}: {row.reason or 'no epochs'}" for row in record.rows) or "it has no rows"
         raise UsageError(f"nothing to draw in {results}: {reasons}")
-    charts = {"epoch-time": _draw_epoch_times}
-    if any(summary.speedup is not None for summary in summaries):
-        charts["speedup"] = _draw_speedups
+    charts = {"epoch-time": epoch_time_figure}
+    if any(not summary.is_baseline and summary.speedup is not None for summary in summaries):
+        charts["speedup"] = speedup_figure
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in charts.items():
+            figure = draw(record, summaries)
             with plt.rc_context(STYLE):
-                figure, axes = plt.subplots(figsize=(8, 2.0 + 0.62 * len(summaries)), layout="constrained")
-                draw(axes, record, summaries)
                 for kind in ("png", "svg"):
                     path = folder / f"{results.stem}_{name}.{kind}"
                     figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
                     written.append(path)
-                plt.close(figure)
+            plt.close(figure)
     except OSError as error:
         raise UsageError(f"cannot write charts to {folder}: {error.strerror or error}") from error
     return written
 
 
-def _draw_epoch_times(axes: plt.Axes, record: RunRecord, summaries: list[Summary]) -> None:
+def epoch_time_figure(record: RunRecord, summaries: list[Summary]) -> Figure:
     """Median bars, every sample as a dot, the range as a line."""
-    longest = max(max(summary.row.epoch_s) for summary in summaries)
-    for i, summary in enumerate(summaries):
-        samples = summary.row.epoch_s
-        _bar(axes, i, summary, summary.median_s)
-        axes.hlines(i, min(samples), max(samples), color="black", linewidth=1.4)
-        axes.plot(samples, [i] * len(samples), "o", markersize=4, color="black", markerfacecolor="white")
-        noisy = f", noisy: spread {100 * summary.spread:.0f} %" if summary.noisy else ""
-        axes.annotate(
-            f"{_seconds(summary.median_s)}{noisy}", (max(samples), i), (8, 0), textcoords="offset points", va="center"
+    with plt.rc_context(STYLE):
+        figure, axes = _canvas(len(summaries))
+        longest = max(max(summary.row.epoch_s) for summary in summaries)
+        for i, summary in enumerate(summaries):
+            samples = summary.row.epoch_s
+            _bar(axes, i, summary, summary.median_s)
+            axes.hlines(i, min(samples), max(samples), color="black", linewidth=1.4)
+            axes.plot(samples, [i] * len(samples), "o", markersize=4, color="black", markerfacecolor="white")
+            noisy = f", noisy: spread {100 * summary.spread:.0f} %" if summary.noisy else ""
+            text = f"{_seconds(summary.median_s)}{noisy}"
+            axes.annotate(text, (max(samples), i), (8, 0), textcoords="offset points", va="center")
+        axes.set_xlim(0, 1.35 * longest)
+        pictures = record.config["samples"]
+        axes.set_xlabel(
+            f"seconds for one epoch of {pictures:,} pictures, less is better\nbar: median; dots: every epoch"
         )
-    axes.set_xlim(0, 1.35 * longest)
-    pictures = record.config["samples"]
-    axes.set_xlabel(f"seconds for one epoch of {pictures:,} pictures, less is better\nbar: median; dots: every epoch")
-    _finish(axes, record, summaries, "Epoch time")
+        _finish(axes, record, summaries, "Epoch time")
+    return figure
 
 
-def _draw_speedups(axes: plt.Axes, record: RunRecord, summaries: list[Summary]) -> None:
-    """Ratio of medians, with the range of the ratios epoch by epoch."""
+def speedup_figure(record: RunRecord, summaries: list[Summary]) -> Figure:
+    """Ratio of medians, with its interval where there are epochs enough for one."""
     summaries = [summary for summary in summaries if summary.speedup is not None]
-    for i, summary in enumerate(summaries):
-        _bar(axes, i, summary, summary.speedup)
-        baseline = summary.row.backend == BASELINE
-        if not baseline:
-            axes.hlines(i, summary.speedup_low, summary.speedup_high, color="black", linewidth=1.4)
-            axes.plot([summary.speedup_low, summary.speedup_high], [i, i], "|", color="black", markersize=9)
-        noisy = ", noisy" if summary.noisy or summary.baseline_noisy else ""
-        text = "1 (baseline)" if baseline else f"{summary.speedup:.3g}x{noisy}"
-        axes.annotate(text, (summary.speedup_high, i), (8, 0), textcoords="offset points", va="center")
-    axes.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
-    axes.set_xlim(0, 1.22 * max(summary.speedup_high for summary in summaries))
-    axes.set_xlabel(f"speedup over {BASELINE}, more is better\nbar: ratio of medians; line: range over the epochs")
-    _finish(axes, record, summaries, f"Speedup over {summaries[0].row.label}")
+    (base,) = (summary for summary in summaries if summary.is_baseline)
+    with plt.rc_context(STYLE):
+        figure, axes = _canvas(len(summaries))
+        for i, summary in enumerate(summaries):
+            _bar(axes, i, summary, summary.speedup)
+            if summary.interval is not None and not summary.is_baseline:
+                axes.hlines(i, *summary.interval, color="black", linewidth=1.4)
+                axes.plot(summary.interval, [i, i], "|", color="black", markersize=9)
+            noisy = ", noisy" if summary.noisy or summary.baseline_noisy else ""
+            text = "1 (baseline)" if summary.is_baseline else f"{summary.speedup:.3g}x{noisy}"
+            axes.annotate(text, (_reach(summary), i), (8, 0), textcoords="offset points", va="center")
+        axes.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
+        axes.set_xlim(0, 1.22 * max(map(_reach, summaries)))
+        with_intervals = any(summary.interval is not None and not summary.is_baseline for summary in summaries)
+        line = "line: 95 % interval" if with_intervals else "too few epochs for an interval"
+        axes.set_xlabel(f"speedup over {base.row.id}, more is better\nbar: ratio of medians; {line}")
+        _finish(axes, record, summaries, f"Speedup over {base.row.label}")
+    return figure
+
+
+def _reach(summary: Summary) -> float:
+    """How far to the right a speedup's bar and interval go."""
+    return max(summary.speedup, summary.interval[1] if summary.interval else 0)
+
+
+def _canvas(bars: int) -> tuple[Figure, plt.Axes]:
+    return plt.subplots(figsize=(8, 2.0 + 0.62 * bars), layout="constrained")
 
 
 def _bar(axes: plt.Axes, position: int, summary: Summary, length: float) -> None:
@@ -103,8 +121,14 @@ def _bar(axes: plt.Axes, position: int, summary: Summary, length: float) -> None
     axes.barh(position, length, height=0.6, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
 
 
+def row_label(row: Row) -> str:
+    """A row as charts name it: a second row of a backend and TF32 are told apart."""
+    again = f", row {row.id.partition('#')[2]}" if "#" in row.id else ""
+    return f"{row.label}{again}{', TF32' if row.math == 'tf32' else ''}"
+
+
 def _finish(axes: plt.Axes, record: RunRecord, summaries: list[Summary], title: str) -> None:
-    labels = [f"{s.row.label}{', TF32' if s.row.math == 'tf32' else ''}" for s in summaries]
+    labels = [row_label(summary.row) for summary in summaries]
     axes.set_yticks(range(len(summaries)), labels)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()

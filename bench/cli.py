@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import tables
+from bench.peers import find_peers
 from bench.records import Row, prepare_folder, write_record
 from bench.runner import RunConfig, Worker, WorkerError, record_verification, run, total_steps
 from common.architecture import autoencoder
@@ -27,7 +28,7 @@ from common.errors import UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
-DEFAULTS = {"cpu": (256, 3), "gpu": (50_000, 5)}  # samples and epochs
+DEFAULTS = {"cpu": (128, 6), "gpu": (50_000, 5)}  # samples and epochs: enough epochs for an interval
 FULL_EPOCH = 50_000
 TABLE_COLUMNS = 132  # of a wide table where there is no terminal
 CHECKED_BATCH = 64  # the whole step that ``check`` verifies; ``run`` verifies the sizes it will time
@@ -52,8 +53,8 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder with CIFAR-10'
 def run_command(
     backend: Backends = None,
     device: DeviceOption = "auto",
-    epochs: Annotated[int | None, typer.Option(help="Timed epochs; 3 on a CPU, 5 on a GPU.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Pictures an epoch; 256 on a CPU, 50,000 on a GPU.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Timed epochs; 6 on a CPU, 5 on a GPU.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Pictures an epoch; 128 on a CPU, 50,000 on a GPU.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Of plain SGD.")] = 0.001,
     seed: Annotated[int, typer.Option(help="Of the weights, the order and the photo crops.")] = 0,
@@ -61,6 +62,9 @@ def run_command(
     math: MathOption = "fp32",
     data: Annotated[str, typer.Option(help="auto, cifar10 or photos.", metavar="SOURCE")] = "auto",
     data_dir: DataDir = Path("data"),
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", help="Also time the network in: torch.", metavar="NAME")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs/ and charts/.")] = Path("results"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
 ) -> None:
@@ -74,7 +78,8 @@ def run_command(
     for name, value in (("epochs", epochs), ("samples", samples), ("batch size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: must be at least 1")
-    infos, status, threads = _choose(backend, device, math, threads)
+    peers = find_peers(peer)
+    infos, status, threads = _choose(backend, device, math, threads, again=True)
     default_samples, default_epochs = DEFAULTS[status.device]
     config = RunConfig(
         backends=infos,
@@ -86,6 +91,7 @@ def run_command(
         seed=seed,
         threads=threads,
         samples=samples or default_samples,
+        peers=peers,
     )
     pictures = load_pictures(data, data_dir, config.samples, seed)
     runs = prepare_folder(out)
@@ -123,7 +129,9 @@ def run_command(
             console.print(f"chart: {escape(str(chart))}", highlight=False, soft_wrap=True)
     for row in record.rows:
         if row.reason:
-            print(f"{row.backend}: {row.reason}", file=sys.stderr)
+            print(f"{row.id}: {row.reason}", file=sys.stderr)
+    for warning in record.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if record.interrupted:
         raise typer.Exit(130)
     if any(row.reason for row in record.rows):
@@ -286,23 +294,26 @@ def download(data_dir: DataDir = Path("data")) -> None:
 
 
 def _choose(
-    backend: list[str] | None, device: str, math: str, threads: int | None
+    backend: list[str] | None, device: str, math: str, threads: int | None, *, again: bool = False
 ) -> tuple[tuple[BackendInfo, ...], DeviceStatus, int]:
     """Resolve the options that say what runs where."""
-    infos = _find_backends(backend)
+    infos = _find_backends(backend, again=again)
     if math not in MATHS:
         raise UsageError(f"unknown math {math!r}: choose from {', '.join(MATHS)}")
     threads = _check_threads(threads)
     return infos, choose_device(device), threads
 
 
-def _find_backends(backend: list[str] | None) -> tuple[BackendInfo, ...]:
-    """Versions by name, in the order asked for; all by default."""
+def _find_backends(backend: list[str] | None, *, again: bool = False) -> tuple[BackendInfo, ...]:
+    """Versions by name, in the order asked for; all by default; one that comes again counts once unless ``again``."""
     asked = backend or ["all"]
     for name in asked:
         if name not in (*names(), "all"):
             raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())} or all")
-    return REGISTRY if "all" in asked else tuple(dict.fromkeys(find(name) for name in asked))
+    if "all" in asked:
+        return REGISTRY
+    infos = [find(name) for name in asked]
+    return tuple(infos if again else dict.fromkeys(infos))
 
 
 def _progress(*, disable: bool) -> Progress:

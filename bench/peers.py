@@ -1,10 +1,67 @@
-"""The same network in PyTorch, to measure against. Needs the extra ``peers``."""
+"""What the suite's versions are measured against: the same network in PyTorch, in the forms in which people train it.
+
+A peer trains from the same initial weights on the same batches in the same order, on the same device and threads. It is
+verified like a version, as far as it has the parts: a whole training step against the float64 reference, loss and every
+gradient, before it is timed, and the loss of its first epoch against the versions'. Needs the extra ``peers``.
+"""
 
 from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from common.architecture import Architecture
+from common.backend import Device, Layout, Math
+from common.errors import UsageError
+from common.training import mean_loss, shuffle_epoch
+from common.verify import FULL_STEP_TOLERANCE, Check, compare, parameter_checks, repeated_batch
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to train the network with another library."""
+
+    name: str
+    idea: str
+    layout: Layout
+    compiled: bool = False
+
+    @property
+    def label(self) -> str:
+        """As charts and tables show it."""
+        return f"PyTorch {self.idea} ({self.layout})"
+
+    def effective_math(self, device: Device, math: Math) -> Math:
+        """The arithmetic that is used when ``math`` is asked for: TF32 exists on GPUs only."""
+        return math if device == "gpu" else "fp32"
+
+
+PEERS: dict[str, tuple[Peer, ...]] = {
+    "torch": (
+        Peer("torch-eager", "eager", "NCHW"),
+        Peer("torch-channels-last", "channels_last", "NHWC"),
+        Peer("torch-compiled", "compiled", "NHWC", compiled=True),
+    )
+}
+
+
+def find_peers(names: list[str] | None) -> tuple[Peer, ...]:
+    """All forms of the named peers; UsageError for an unknown one, or where its library is missing."""
+    for name in names or ():
+        if name not in PEERS:
+            raise UsageError(f"unknown peer {name!r}: choose from {', '.join(PEERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise UsageError('--peer torch needs PyTorch: python -m pip install -e ".[peers]"')
+    return tuple(peer for name in dict.fromkeys(names or ()) for peer in PEERS[name])
+
+
+def find_peer(name: str) -> Peer:
+    """The peer of that name; KeyError if there is none."""
+    return {peer.name: peer for peers in PEERS.values() for peer in peers}[name]
 
 
 def torch_autoencoder(architecture: Architecture, parameters: dict[str, np.ndarray]):
@@ -23,3 +80,107 @@ def torch_autoencoder(architecture: Architecture, parameters: dict[str, np.ndarr
             layers.append(nn.ReLU())
             layers.append(nn.MaxPool2d(2) if stage.resample == "maxpool" else nn.Upsample(scale_factor=2))
     return nn.Sequential(*layers)
+
+
+class TorchTrainer:
+    """``common.training.Trainer`` in PyTorch: the same epochs of the same batches."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        architecture: Architecture,
+        parameters: dict[str, np.ndarray],
+        images: np.ndarray,
+        *,
+        device: Device,
+        math: Math,
+        threads: int,
+        batch_size: int,
+        learning_rate: float,
+        seed: int,
+    ) -> None:
+        """Build the network and move ``images`` (samples, 3, H, W) uint8 to the device; sets threads and TF32."""
+        import torch
+
+        torch.set_num_threads(threads)
+        # cuDNN would take TF32 unasked.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = math == "tf32"
+        torch.backends.cudnn.benchmark = True  # let cuDNN try its algorithms in the warm-up epoch and keep the fastest
+        self._torch = torch
+        self._device = torch.device("cuda" if device == "gpu" else "cpu")
+        self._format = torch.channels_last if peer.layout == "NHWC" else torch.contiguous_format
+        self._names = list(parameters)
+        self.model = torch_autoencoder(architecture, parameters).to(self._device, memory_format=self._format)
+        # One shape for the full batch and one for the last: each is compiled for itself, in the warm-up epoch.
+        self._run = torch.compile(self.model, dynamic=False) if peer.compiled else self.model
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=learning_rate)
+        self._images = torch.from_numpy(images).to(self._device)
+        self.samples, self.batch_size, self.seed = len(images), batch_size, seed
+        self.epochs_done = 0
+        self.steps = -(-self.samples // batch_size)
+        self._order = np.arange(self.samples, dtype=np.int32)
+        self._losses = torch.zeros(self.steps, device=self._device)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self._device.type == "cuda":
+            self._torch.cuda.synchronize()
+
+    def indices(self, order: np.ndarray) -> Any:
+        """Move picture numbers to the device."""
+        return self._torch.from_numpy(order).to(self._device)
+
+    def pictures(self, chosen: Any) -> Any:
+        """Gather and scale a batch as the versions do: bytes on the device to floats in [0, 1]."""
+        return self._images[chosen].to(memory_format=self._format).float() / 255
+
+    def step(self, chosen: Any) -> Any:
+        """One training step on the pictures of these indices; returns the loss, still on the device."""
+        x = self.pictures(chosen)
+        self._optimizer.zero_grad()
+        loss = self._torch.nn.functional.mse_loss(self._run(x), x)
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach()
+
+    def run_epoch(self) -> None:
+        """Shuffle, then take every step; synchronised at the end."""
+        shuffle_epoch(self._order, self.seed, self.epochs_done)
+        order = self.indices(self._order)
+        for index in range(self.steps):
+            start = index * self.batch_size
+            self._losses[index] = self.step(order[start : start + self.batch_size])
+        self.synchronize()
+        self.epochs_done += 1
+
+    def read_epoch_loss(self) -> float:
+        """The last epoch's mean loss over its pictures."""
+        return mean_loss(self._losses.cpu().numpy(), self.samples, self.batch_size)
+
+    def reconstruct(self, count: int) -> np.ndarray:
+        """What the network makes of the first ``count`` pictures: float32 (count, C, H, W)."""
+        with self._torch.no_grad():
+            return self.model(self.pictures(slice(0, count))).contiguous().cpu().numpy()
+
+    def read(self, *, gradients: bool) -> dict[str, np.ndarray]:
+        """Every parameter, or its gradient, in canonical order."""
+        values = (value.grad if gradients else value.detach() for value in self.model.parameters())
+        return {name: value.contiguous().cpu().numpy() for name, value in zip(self._names, values, strict=True)}
+
+
+def peer_checks(peer: Peer, architecture: Architecture, n: int, **where: Any) -> Iterator[Check]:
+    """Yield the checks of a peer's training step of n pictures against the float64 reference.
+
+    ``where`` has device, math and threads.
+    """
+    batch = repeated_batch(architecture, n)
+    learning_rate = 0.5
+    trainer = TorchTrainer(
+        peer, architecture, batch.parameters, batch.pictures, batch_size=n, learning_rate=learning_rate, seed=0, **where
+    )
+    loss = trainer.step(trainer.indices(batch.order)).cpu().numpy()
+    tolerance = FULL_STEP_TOLERANCE[where["math"]]
+    at = f"training step of {n} pictures"
+    yield compare(f"{at}: loss", loss[None], np.array([batch.loss]), tolerance * batch.loss)
+    gradients, updated = trainer.read(gradients=True), trainer.read(gradients=False)
+    yield from parameter_checks(at, batch.parameters, gradients, updated, batch.gradients, learning_rate, tolerance)

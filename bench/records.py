@@ -2,7 +2,8 @@
 
 One JSON file a run, never overwritten. A row that was not verified has no times; a row with a ``reason`` did not
 finish and is never compared or drawn. Speedups are not stored: they follow from the rows, against the one baseline, on
-the same device, in the same run and with the same arithmetic.
+the same device, in the same run and with the same arithmetic. Files of the first schema, which had no peers, intervals'
+worth of epochs, ceilings or pictures, are still read.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from statistics import median
 from typing import Any
 
 from bench.environment import machine_slug
+from bench.statistics import NOISY_SPREAD, ratio_interval, spread
 from common.errors import UsageError
 
-SCHEMA = "convbench-run/1"
-NOISY_SPREAD = 0.10
+SCHEMA = "convbench-run/2"
+OLD_SCHEMA = "convbench-run/1"
 
 
 @dataclass
@@ -41,6 +43,16 @@ class Row:
     peak_bytes: int | None = None
     deterministic: bool | None = None
     checks: int = 0
+    id: str = ""
+    """Unique in its file: the backend's name, and for a second row of the same backend ``v4#2``."""
+    peer: bool = False
+    """Whether this is not one of the suite's versions but something to measure them against."""
+    reconstruction_png: str | None = None
+    """The pictures of ``originals_png`` after the last epoch, as base64."""
+
+    def __post_init__(self) -> None:
+        """A row is called by its backend's name unless told otherwise."""
+        self.id = self.id or self.backend
 
     @property
     def finished(self) -> bool:
@@ -57,6 +69,10 @@ class RunRecord:
     rows: list[Row]
     started: str
     interrupted: bool = False
+    ceilings: dict[str, Any] | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    originals_png: str | None = None
     notes: dict[str, str] = field(
         default_factory=lambda: {
             "first_epoch_s": "the warm-up epoch, compilation included; kept apart from epoch_s",
@@ -74,42 +90,43 @@ class Summary:
     row: Row
     median_s: float
     spread: float
+    baseline: Row | None = None
     baseline_noisy: bool = False
     speedup: float | None = None
-    speedup_low: float | None = None
-    speedup_high: float | None = None
+    interval: tuple[float, float] | None = None
+    """In which the speedup lies with 95 % confidence; None with too few epochs for one."""
 
     @property
     def noisy(self) -> bool:
         """Whether the samples lie further apart than a tenth of their median."""
         return self.spread > NOISY_SPREAD
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the others are measured against this row."""
+        return self.row is self.baseline
+
 
 def summarise(rows: list[Row], baseline: str) -> list[Summary]:
     """Summaries of the finished rows, in order.
 
-    The speedup is the ratio of medians; its range is that of the ratios epoch by epoch, since the n-th epochs of all
-    versions ran next to each other. A row on another device or in other arithmetic than the baseline's has none.
+    The baseline is the finished row of that backend, or else the first finished row of a version. The speedup is the
+    ratio of medians; its interval comes from epochs drawn together, since the n-th epochs of all rows ran next to each
+    other. A row on another device or in other arithmetic than the baseline's has none.
     """
-    base = next((row for row in rows if row.backend == baseline and row.finished), None)
+    finished = [row for row in rows if row.finished]
+    base = next((row for row in finished if row.backend == baseline), None)
+    base = base or next((row for row in finished if not row.peer), None)
     summaries = []
-    for row in rows:
-        if not row.finished:
-            continue
-        middle = median(row.epoch_s)
-        spread = _spread(row.epoch_s)
+    for row in finished:
+        middle, apart = median(row.epoch_s), spread(row.epoch_s)
         if base is None or (row.device, row.math) != (base.device, base.math):
-            summaries.append(Summary(row, middle, spread))
+            summaries.append(Summary(row, middle, apart))
             continue
-        base_noisy = _spread(base.epoch_s) > NOISY_SPREAD
-        ratios = [before / after for before, after in zip(base.epoch_s, row.epoch_s, strict=False)]
-        speedup = median(base.epoch_s) / middle
-        summaries.append(Summary(row, middle, spread, base_noisy, speedup, min(ratios), max(ratios)))
+        interval = (1.0, 1.0) if row is base else ratio_interval(base.epoch_s, row.epoch_s, paired=True)
+        base_noisy = spread(base.epoch_s) > NOISY_SPREAD
+        summaries.append(Summary(row, middle, apart, base, base_noisy, median(base.epoch_s) / middle, interval))
     return summaries
-
-
-def _spread(samples: list[float]) -> float:
-    return (max(samples) - min(samples)) / median(samples)
 
 
 def start_time() -> str:
@@ -141,27 +158,35 @@ def prepare_folder(out: Path) -> Path:
 
 def write_record(record: RunRecord, runs: Path) -> Path:
     """Write the record under a name of its own; a file that exists is never touched."""
-    text = json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1, allow_nan=False) + "\n"
     stem = f"{record.started}_{machine_slug(record.environment)}_{record.environment['commit']}"
-    draft = runs / f".{stem}-{os.getpid()}"
+    return write_json({"schema": SCHEMA, **asdict(record)}, runs, stem)
+
+
+def write_json(document: dict[str, Any], folder: Path, stem: str) -> Path:
+    """Write ``stem.json``, or ``stem-2.json`` and so on where that is taken; whole or not at all.
+
+    Raises UsageError if the folder cannot be written to.
+    """
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    draft = folder / f".{stem}-{os.getpid()}"
     try:
         draft.write_text(text, encoding="utf-8")
         for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-            path = runs / f"{stem}{suffix}.json"
+            path = folder / f"{stem}{suffix}.json"
             try:
                 path.hardlink_to(draft)  # whole or not at all, and never over another file
             except FileExistsError:
                 continue
             return path
     except OSError as error:
-        raise UsageError(f"cannot write {runs}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)
-    raise UsageError(f"{runs} already holds a hundred results named {stem}")
+    raise UsageError(f"{folder} already holds a hundred results named {stem}")
 
 
-def read_record(path: Path) -> RunRecord:
-    """Read a results file back; UsageError if it is not one, or of another schema."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that names its schema; UsageError if it is not one."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -170,8 +195,14 @@ def read_record(path: Path) -> RunRecord:
         raise UsageError(f"{path} is not a results file: no JSON ({error})") from error
     if not isinstance(data, dict) or "schema" not in data:
         raise UsageError(f"{path} is not a results file: it names no schema")
-    if data["schema"] != SCHEMA:
-        raise UsageError(f"{path} has schema {data['schema']!r}; this version reads {SCHEMA!r}")
+    return data
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a run's results file back; UsageError if it is not one, or of another schema."""
+    data = read_json(path)
+    if data["schema"] not in (SCHEMA, OLD_SCHEMA):
+        raise UsageError(f"{path} has schema {data['schema']!r}; this reads {SCHEMA!r} and {OLD_SCHEMA!r}")
     try:
         fields = {name: value for name, value in data.items() if name not in ("schema", "rows")}
         record = RunRecord(rows=[Row(**row) for row in data["rows"]], **fields)
@@ -195,11 +226,19 @@ def _check(record: RunRecord) -> None:
     gpu = record.environment.get("gpu")
     _want(gpu is None or isinstance(gpu["name"], str), "the GPU's name must be text")
     _want(bool(record.rows), "it has no rows")
-    _want(len({row.backend for row in record.rows}) == len(record.rows), "a backend has two rows")
+    _want(len({row.id for row in record.rows}) == len(record.rows), "two rows have the same id")
+    _want(all(isinstance(text, str) for text in record.warnings), "warnings must be texts")
+    _want(isinstance(record.conditions, dict), "conditions must be a mapping")
+    if record.ceilings is not None:
+        for key in ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s"):
+            _want(_is_number(record.ceilings[key]) and record.ceilings[key] > 0, f"{key} must be a speed")
+    pictures = [record.originals_png, *(row.reconstruction_png for row in record.rows)]
+    _want(all(text is None or isinstance(text, str) for text in pictures), "pictures must be texts in base64")
     for row in record.rows:
-        texts = (row.backend, row.label, row.device, row.layout, row.math, row.reason)
+        texts = (row.id, row.backend, row.label, row.device, row.layout, row.math, row.reason)
         _want(all(isinstance(text, str) for text in texts), "a row's names and reason must be text")
-        _want(isinstance(row.verified, bool), f"verified of {row.backend} must be true or false")
+        for flag in (row.verified, row.peer):
+            _want(isinstance(flag, bool), f"verified and peer of {row.id} must be true or false")
         times = row.epoch_s if row.first_epoch_s is None else [row.first_epoch_s, *row.epoch_s]
         _want(all(_is_number(value) and value > 0 for value in times), f"{row.backend} has a time that is none")
         _want(row.verified or not times, f"{row.backend} has times but was not verified")

@@ -2,7 +2,9 @@
 
 Each version is verified in one process and timed in another, so that the first epoch it is timed in compiles from
 nothing. Verification is not timed, so two versions are verified at once; nothing runs beside a timed epoch. The n-th
-epochs of all versions follow one another, so that a machine that slows down slows all of them.
+epochs of all versions follow one another, forth and back in turn, so that a machine that slows down slows all of them.
+A version that is asked for twice has two rows: whatever they differ by is noise. What the machine can do at best is
+measured before the first epoch and after the last; a row that claims more is not believed.
 """
 
 from __future__ import annotations
@@ -21,13 +23,21 @@ from typing import Any
 
 import numpy as np
 
+from bench.ceilings import MARGIN
+from bench.conditions import condition_warnings, conditions
 from bench.environment import describe_environment, worker_environment
-from bench.records import Row, RunRecord, start_time
+from bench.peers import Peer
+from bench.pictures import SHOWN, strip_png
+from bench.records import Row, RunRecord, start_time, summarise
+from common.architecture import autoencoder
 from common.backend import Device, Math
 from common.dataset import Dataset
-from versions.registry import BackendInfo
+from versions.registry import BASELINE, BackendInfo
 
 VERIFIED_AT_ONCE = 2
+PEER_LOSS_TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2}
+"""How far, relatively, a peer's first epoch may be from the versions' in its mean loss."""
+
 Report = Callable[[str], None]
 
 
@@ -44,6 +54,18 @@ class RunConfig:
     seed: int
     threads: int
     samples: int
+    peers: tuple[Peer, ...] = ()
+
+    @property
+    def contestants(self) -> dict[str, BackendInfo | Peer]:
+        """Everything that gets a row, by its row's id; one that comes again is ``v4#2``."""
+        counts: dict[str, int] = {}
+        contestants: dict[str, BackendInfo | Peer] = {}
+        for info in (*self.backends, *self.peers):
+            counts[info.name] = counts.get(info.name, 0) + 1
+            number = counts[info.name]
+            contestants[info.name if number == 1 else f"{info.name}#{number}"] = info
+        return contestants
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -59,7 +81,7 @@ class WorkerError(RuntimeError):
 class Worker:
     """A version's process, spoken to by lines of JSON."""
 
-    def __init__(self, info: BackendInfo, config: RunConfig, images: Path | None) -> None:
+    def __init__(self, info: BackendInfo | Peer, config: RunConfig, images: Path | None) -> None:
         """Start the process, in a session of its own, so that Ctrl-C reaches only the parent."""
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -73,6 +95,7 @@ class Worker:
         )
         task = {
             "backend": info.name,
+            "peer": isinstance(info, Peer),
             "device": config.device,
             "math": info.effective_math(config.device, config.math),
             "threads": config.threads,
@@ -140,11 +163,15 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
             device=config.device,
             layout=info.layout,
             math=info.effective_math(config.device, config.math),
+            id=row_id,
+            peer=isinstance(info, Peer),
         )
-        for info in config.backends
+        for row_id, info in config.contestants.items()
     ]
+    environment = describe_environment(config.device, config.threads, command_line)
+    before = conditions(config.device)
     record = RunRecord(
-        environment=describe_environment(config.device, config.threads, command_line),
+        environment=environment,
         config={
             "data": data.source,
             "data_description": data.description,
@@ -157,14 +184,24 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
         },
         rows=rows,
         started=start_time(),
+        conditions={"before": before},
+        originals_png=strip_png(data.images[: min(SHOWN, config.batch_size)]),
     )
     workers: dict[str, Worker] = {}
     try:
         _verify(config, rows, workers, report)
+        record.ceilings = _ceilings(config, record, report)
         with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
             images = Path(scratch) / "images.npy"
             np.save(images, data.images)
             _time(config, rows, workers, images, report)
+        for row in rows:
+            if row.id in workers:
+                with contextlib.suppress(WorkerError):  # its times stand; only the pictures are missing
+                    row.reconstruction_png = workers[row.id].ask("pictures")["png"]
+        _close(workers)
+        record.ceilings = _ceilings(config, record, report)
+        _judge(record)
     except KeyboardInterrupt:
         record.interrupted = True
         for row in rows:
@@ -173,12 +210,52 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
     finally:
         # A second Ctrl-C must not leave processes behind, nor cost the record.
         with _sigint_ignored():
-            for worker in workers.values():
-                worker.close()
+            _close(workers)
+    record.conditions["after"] = conditions(config.device)
+    record.warnings += condition_warnings(before, record.conditions["after"])
     for row in rows:
         if row.epoch_s:
             row.images_per_s = len(data.images) / float(np.median(row.epoch_s))
+    noisy = [summary.row.id for summary in summarise(rows, BASELINE) if summary.noisy]
+    if noisy:
+        record.warnings.append(f"noisy, epochs further apart than a tenth of their median: {', '.join(noisy)}")
     return record
+
+
+def _close(workers: dict[str, Worker]) -> None:
+    for row_id in list(workers):
+        workers.pop(row_id).close()
+
+
+def _ceilings(config: RunConfig, record: RunRecord, report: Report) -> dict[str, Any] | None:
+    """The faster, one by one, of what was measured so far and what the machine does now; in a process of its own."""
+    report("measuring what the machine can do")
+    info = config.backends[0]
+    worker = Worker(info, config, None)
+    try:
+        found = worker.ask("ceilings")
+    except WorkerError as error:
+        record.warnings.append(f"the machine's ceilings could not be measured: {error}")
+        return record.ceilings
+    finally:
+        worker.close()
+    for key in ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s"):
+        found[key] = max(found[key], (record.ceilings or found)[key])
+    return found
+
+
+def _judge(record: RunRecord) -> None:
+    """Take rows out that cannot be believed: faster, over a whole epoch, than the machine's largest products."""
+    if record.ceilings is None:
+        return
+    flops = record.config["samples"] * autoencoder().training_flops
+    ceiling = record.ceilings["gemm_flop_per_s"]
+    for row in record.rows:
+        if not row.finished or (row.math != record.ceilings["math"] and row.math == "tf32"):
+            continue
+        rate = flops / float(np.median(row.epoch_s))
+        if rate > MARGIN * ceiling:
+            row.reason = f"suspicious: {rate / 1e9:,.4g} GFLOP/s, above the measured ceiling of {ceiling / 1e9:,.4g}"
 
 
 @contextlib.contextmanager
@@ -192,26 +269,30 @@ def _sigint_ignored():
 
 def total_steps(config: RunConfig) -> int:
     """How often ``run`` reports if nothing fails."""
-    return len(config.backends) * (2 + config.epochs)
+    return 2 + len({info.name for info in config.contestants.values()}) + len(config.contestants) * (1 + config.epochs)
 
 
 def _verify(config: RunConfig, rows: list[Row], workers: dict[str, Worker], report: Report) -> None:
-    """Verify every version, ``VERIFIED_AT_ONCE`` in flight, and fill in the rows."""
-    waiting = list(config.backends)
-    for info, row in zip(config.backends, rows, strict=True):
+    """Verify every version once, ``VERIFIED_AT_ONCE`` in flight, and fill in all its rows."""
+    infos = {info.name: info for info in config.contestants.values()}
+    waiting = list(infos.values())
+    for name in infos:
         while waiting and len(workers) < VERIFIED_AT_ONCE:
             started = waiting.pop(0)
             workers[started.name] = Worker(started, config, None)
             workers[started.name].send("verify")
-        report(f"{info.name}: verifying")
+        report(f"{name}: verifying")
+        mine = [row for row in rows if row.backend == name]
         try:
-            answer = workers[info.name].receive()
+            answer = workers[name].receive()
         except WorkerError as error:
-            row.reason = f"could not be verified: {error}"
+            for row in mine:
+                row.reason = f"could not be verified: {error}"
         else:
-            record_verification(row, answer)
+            for row in mine:
+                record_verification(row, answer)
         finally:
-            workers.pop(info.name).close()
+            workers.pop(name).close()
 
 
 def record_verification(row: Row, answer: dict[str, Any]) -> None:
@@ -225,26 +306,41 @@ def record_verification(row: Row, answer: dict[str, Any]) -> None:
 
 
 def _time(config: RunConfig, rows: list[Row], workers: dict[str, Worker], images: Path, report: Report) -> None:
-    for info, row in zip(config.backends, rows, strict=True):
+    for row in rows:
         if row.verified:
-            report(f"{info.name}: first epoch, compiling")
-            workers[info.name] = Worker(info, config, images)
+            report(f"{row.id}: first epoch, compiling")
+            workers[row.id] = Worker(config.contestants[row.id], config, images)
             _epoch(row, workers, first=True)
+            _compare_first_loss(row, rows, workers)
     for epoch in range(config.epochs):
-        for row in rows:
-            if row.backend in workers:
-                report(f"{row.backend}: epoch {epoch + 1} of {config.epochs}")
+        # Forth and back, so that none is always timed after the same other one.
+        for row in rows if epoch % 2 == 0 else reversed(rows):
+            if row.id in workers:
+                report(f"{row.id}: epoch {epoch + 1} of {config.epochs}")
                 _epoch(row, workers)
+
+
+def _compare_first_loss(row: Row, rows: list[Row], workers: dict[str, Worker]) -> None:
+    """End a peer whose first epoch, which is not timed, did not compute what the versions' did."""
+    ours = next((other.loss[0] for other in rows if not other.peer and other.loss and not other.reason), None)
+    if not row.peer or ours is None or row.id not in workers:
+        return
+    if abs(row.loss[0] - ours) > PEER_LOSS_TOLERANCE[row.math] * ours:
+        row.reason = f"failed verification: a first epoch with loss {row.loss[0]:.6g}, the versions' is {ours:.6g}"
+        row.verified, row.first_epoch_s = False, None
+        workers.pop(row.id).close()
 
 
 def _epoch(row: Row, workers: dict[str, Worker], *, first: bool = False) -> None:
     try:
-        answer = workers[row.backend].ask("epoch")
+        answer = workers[row.id].ask("epoch")
+        if math.isnan(answer["loss"]) and first:
+            raise WorkerError("suspicious: the first epoch's loss is NaN, as the memory was before it")
         if not math.isfinite(answer["loss"]):
             raise WorkerError(f"the loss is {answer['loss']}: take a smaller learning rate")
     except WorkerError as error:
         row.reason = str(error)
-        workers.pop(row.backend).close()
+        workers.pop(row.id).close()
         return
     if first:
         row.first_epoch_s = answer["seconds"]

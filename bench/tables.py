@@ -29,18 +29,20 @@ DOCUMENT_BUDGET_MB = 625
 def results_table(record: RunRecord) -> Table:
     """One line a version: verified or not, times, speedup; fits 80 columns."""
     config = record.config
+    summaries = {summary.row.id: summary for summary in summarise(record.rows, BASELINE)}
+    base = next((summary.row.id for summary in summaries.values() if summary.is_baseline), BASELINE)
     title = f"{config['samples']:,} pictures an epoch, batch {config['batch_size']}, on the {record.rows[0].device}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("version", no_wrap=True)
     table.add_column("checks\npassed", no_wrap=True)
-    columns = ("1st, with\ncompiling", "median\nepoch", "spread", "images\nper s", f"over\n{BASELINE}", "final\nloss")
+    columns = ("1st, with\ncompiling", "median\nepoch", "spread", "images\nper s", f"over\n{base}", "final\nloss")
     for name in (*columns, "peak\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
-    summaries = {summary.row.backend: summary for summary in summarise(record.rows, BASELINE)}
     for row in record.rows:
-        label = f"{row.backend} {'TF32' if row.math == 'tf32' else row.layout}"
+        label = row.id.removeprefix("torch-") if row.peer else row.id
+        label = f"{label} {'TF32' if row.math == 'tf32' else row.layout}"
         verified = f"{row.checks}" if row.verified else "NO"
-        summary = summaries.get(row.backend)
+        summary = summaries.get(row.id)
         if summary is None:
             table.add_row(label, verified, Text("no time", style="bold red"), *["-"] * 6)
             continue
@@ -65,9 +67,10 @@ def _seconds(value: float) -> str:
 def _speedup(summary: Summary) -> str:
     if summary.speedup is None:
         return "-"
-    if summary.row.backend == BASELINE:
+    if summary.is_baseline:
         return "1"
-    return f"{summary.speedup:.3g}\n{summary.speedup_low:.3g}-{summary.speedup_high:.3g}"
+    interval = summary.interval
+    return f"{summary.speedup:.3g}" + (f"\n{interval[0]:.3g}-{interval[1]:.3g}" if interval else "")
 
 
 def versions_table(statuses: list[DeviceStatus]) -> Table:

@@ -1,8 +1,9 @@
-"""The process that a version is verified or timed in.
+"""The process that a version, or a peer, is verified or timed in.
 
-It reads its task as one JSON line, then commands, a line each: ``verify``, ``epoch``. It answers each with
-one JSON line on the standard output it was started with; whatever a library prints goes to standard error instead.
-Thread counts come from the environment, set before this module is imported.
+It reads its task as one JSON line, then commands, a line each: ``verify``, ``epoch``, ``pictures`` (what the trained
+network makes of the first ones) and ``ceilings`` (what the machine can do; nothing of the version is loaded). It
+answers each with one JSON line on the standard output it was started with; whatever a library prints goes to standard
+error instead. Thread counts come from the environment, set before this module is imported.
 """
 
 from __future__ import annotations
@@ -16,68 +17,117 @@ from typing import Any
 
 import numpy as np
 
+from bench import peers
+from bench.ceilings import measure_ceilings
 from bench.environment import gpu_used_bytes, peak_process_bytes
+from bench.pictures import SHOWN, strip_png
 from common.architecture import autoencoder
-from common.backend import Backend
 from common.network import Network, initial_parameters
 from common.training import Trainer
-from common.verify import verify
+from common.verify import Check, verify
 from versions.registry import find
 
 
-class Timed:
-    """A version in training; its kernels are compiled by the first epoch, and so within that epoch's time."""
+class Version:
+    """One of the suite's versions; its kernels are compiled by the first epoch, and so within that epoch's time."""
 
-    def __init__(self, backend: Backend, task: dict[str, Any]) -> None:
+    def __init__(self, task: dict[str, Any]) -> None:
+        """Load its code."""
+        self.task = task
+        self.backend = find(task["backend"]).load(task["device"], math=task["math"], threads=task["threads"])
+        self.deterministic: bool | None = self.backend.deterministic
+
+    def verify(self) -> list[Check]:
+        """Every check there is."""
+        return verify(self.backend, autoencoder(), batch_sizes=self.task["batch_sizes"])
+
+    def trainer(self) -> Trainer:
         """Build the network and move the pictures to the device."""
+        task = self.task
         architecture = autoencoder()
         parameters = initial_parameters(architecture, task["seed"])
-        network = Network(backend, architecture, task["batch_size"], parameters)
+        network = Network(self.backend, architecture, task["batch_size"], parameters)
+        network.poison()
         images = np.load(task["images"])
-        self.trainer = Trainer(network, images, learning_rate=task["learning_rate"], seed=task["seed"])
-        self.backend = backend
-
-    def epoch(self) -> tuple[float, float]:
-        """Seconds and mean loss of one epoch; nothing but the epoch is between the two clock readings."""
+        trainer = Trainer(network, images, learning_rate=task["learning_rate"], seed=task["seed"])
         self.backend.synchronize()
-        gc.collect()
-        gc.disable()
-        try:
-            start = perf_counter()
-            self.trainer.run_epoch()
-            seconds = perf_counter() - start
-        finally:
-            gc.enable()
-        return seconds, self.trainer.read_epoch_loss()
+        return trainer
+
+
+class PeerVersion:
+    """The network in another library."""
+
+    deterministic: bool | None = None  # not tested
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        """Find which."""
+        self.task = task
+        self.peer = peers.find_peer(task["backend"])
+        self.where = {key: task[key] for key in ("device", "math", "threads")}
+
+    def verify(self) -> list[Check]:
+        """A whole training step at each size of batch."""
+        architecture = autoencoder()
+        return [
+            check
+            for n in self.task["batch_sizes"]
+            for check in peers.peer_checks(self.peer, architecture, n, **self.where)
+        ]
+
+    def trainer(self) -> peers.TorchTrainer:
+        """Build the network and move the pictures to the device."""
+        task = self.task
+        architecture = autoencoder()
+        parameters = initial_parameters(architecture, task["seed"])
+        settings = {key: task[key] for key in ("batch_size", "learning_rate", "seed")}
+        images = np.load(task["images"])
+        return peers.TorchTrainer(self.peer, architecture, parameters, images, **self.where, **settings)
+
+
+def timed_epoch(trainer: Trainer | peers.TorchTrainer) -> float:
+    """Seconds of one epoch; nothing but the epoch is between the two clock readings."""
+    gc.collect()
+    gc.disable()
+    try:
+        start = perf_counter()
+        trainer.run_epoch()
+        return perf_counter() - start
+    finally:
+        gc.enable()
 
 
 def serve(task: dict[str, Any], commands: Any, answer: Any) -> None:
     """Carry out commands until the end of input."""
     on_gpu = task["device"] == "gpu"
     used_before = gpu_used_bytes() if on_gpu else 0
-    backend = find(task["backend"]).load(task["device"], math=task["math"], threads=task["threads"])
-    timed: Timed | None = None
+    version: Version | PeerVersion | None = None
+    trainer: Trainer | peers.TorchTrainer | None = None
     peak = 0
     for line in commands:
         command = line.strip()
+        if command == "ceilings":
+            answer(**measure_ceilings(task["device"], task["math"], task["threads"]).as_record())
+            continue
+        version = version or (PeerVersion(task) if task["peer"] else Version(task))
         if command == "verify":
-            checks = verify(backend, autoencoder(), batch_sizes=task["batch_sizes"])
-            failures = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
+            checks = version.verify()
             answer(
                 checks=len(checks),
-                failures=failures,
+                failures=[f"{check.name}: {check.detail}" for check in checks if not check.passed],
                 worst=max((check.worst for check in checks if check.passed), default=0.0),
-                deterministic=backend.deterministic,
+                deterministic=version.deterministic,
             )
         elif command == "epoch":
-            first = timed is None
-            timed = timed or Timed(backend, task)
-            seconds, loss = timed.epoch()
+            first = trainer is None
+            trainer = trainer or version.trainer()
+            seconds = timed_epoch(trainer)
             if not on_gpu:
                 peak = peak_process_bytes()
             elif first:  # later, other versions' processes have memory there too
                 peak = gpu_used_bytes() - used_before
-            answer(seconds=seconds, loss=loss, peak_bytes=peak)
+            answer(seconds=seconds, loss=trainer.read_epoch_loss(), peak_bytes=peak)
+        elif command == "pictures":
+            answer(png=strip_png(trainer.reconstruct(SHOWN)))
         else:
             raise ValueError(f"unknown command {command!r}")
 

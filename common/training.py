@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.backend import to_canonical
 from common.network import Network
+
+
+def shuffle_epoch(order: np.ndarray, seed: int, epoch: int) -> None:
+    """Write the order of an epoch's pictures into ``order`` (samples,) int32; the arguments alone decide it."""
+    order[:] = np.arange(len(order), dtype=order.dtype)
+    np.random.default_rng([seed, epoch]).shuffle(order)
+
+
+def mean_loss(losses: np.ndarray, samples: int, batch_size: int) -> float:
+    """An epoch's mean loss over its pictures, from each step's; a smaller last batch counts for less."""
+    counts = np.full(len(losses), batch_size)
+    counts[-1] = samples - (len(losses) - 1) * batch_size
+    return float((losses.astype(np.float64) * counts).sum() / samples)
 
 
 class Trainer:
@@ -22,19 +36,14 @@ class Trainer:
         self.epochs_done = 0
         backend = network.backend
         self._images = backend.upload(images)
-        self._identity = np.arange(self.samples, dtype=np.int32)
-        self._order = self._identity.copy()
+        self._order = np.arange(self.samples, dtype=np.int32)
         self._device_order = backend.upload(self._order)
         self.steps = -(-self.samples // network.batch_size)
         self._losses = backend.upload(np.zeros(self.steps, np.float32))
 
     def run_epoch(self) -> None:
-        """Shuffle, then take every step, the last one with what is left; synchronised at the end.
-
-        The order depends on the seed and the epoch's number alone.
-        """
-        np.copyto(self._order, self._identity)
-        np.random.default_rng([self.seed, self.epochs_done]).shuffle(self._order)
+        """Shuffle, then take every step, the last one with what is left; synchronised at the end."""
+        shuffle_epoch(self._order, self.seed, self.epochs_done)
         backend = self.network.backend
         backend.write(self._device_order, self._order)
         for index in range(self.steps):
@@ -51,7 +60,14 @@ class Trainer:
 
     def read_epoch_loss(self) -> float:
         """The last epoch's mean loss over its pictures (a smaller last batch counts for less)."""
-        losses = self.read_losses().astype(np.float64)
-        counts = np.full(self.steps, self.network.batch_size)
-        counts[-1] = self.samples - (self.steps - 1) * self.network.batch_size
-        return float((losses * counts).sum() / self.samples)
+        return mean_loss(self.read_losses(), self.samples, self.network.batch_size)
+
+    def reconstruct(self, count: int) -> np.ndarray:
+        """What the network makes of the first ``count`` pictures, at most a batch: float32 (count, C, H, W)."""
+        n = min(count, self.samples, self.network.batch_size)
+        backend = self.network.backend
+        backend.write(self._device_order, np.arange(self.samples, dtype=np.int32))
+        backend.gather_batch(self._images, self._device_order, 0, self.network.views(n).picture)
+        prediction = self.network.forward(n)
+        backend.synchronize()
+        return to_canonical(backend.read(prediction), backend.layout)

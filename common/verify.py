@@ -284,7 +284,7 @@ def _step_checks(backend: Backend, *, small: bool) -> Iterator[Check]:
 
     losses, gradients, updated = results[0]
     yield compare("training step: loss", losses, np.array([exact.loss]), tolerance * exact.loss)
-    yield from _parameter_checks(
+    yield from parameter_checks(
         "training step", parameters, gradients, updated, exact.gradients, learning_rate, tolerance
     )
     for again in results[1:]:
@@ -294,13 +294,25 @@ def _step_checks(backend: Backend, *, small: bool) -> Iterator[Check]:
         yield _holds("training step: deterministic", same, "the same step gave different bits")
 
 
-def batch_checks(backend: Backend, architecture: Architecture, n: int, *, largest: int) -> Iterator[Check]:
-    """Yield the checks of a whole training step of ``architecture`` on n pictures, in buffers made for ``largest``.
+@dataclass(frozen=True)
+class RepeatedBatch:
+    """A batch of two pictures repeated in random order, and what a training step has to make of it."""
 
-    The batch repeats two pictures in random order, so that the reference has two pictures to compute and every
-    picture of the batch still has to come out right: its reconstruction is compared value by value, and the gradients
-    are the two pictures' gradients in the proportion of their numbers. ReLU and pooling decisions that rounding turns
-    move a gradient by a term; FULL_STEP_TOLERANCE covers that and is far below a picture's share.
+    parameters: dict[str, np.ndarray]
+    pictures: np.ndarray
+    """(2, C, H, W) uint8."""
+    order: np.ndarray
+    """(n,) int32: which of the two each picture of the batch is."""
+    loss: float
+    output_gradient: np.ndarray
+    """(n, C, H, W): the gradient to the prediction."""
+    gradients: dict[str, np.ndarray]
+
+
+def repeated_batch(architecture: Architecture, n: int) -> RepeatedBatch:
+    """Make a batch of n pictures that the reference needs two pictures' work for.
+
+    The gradients of the batch are the two pictures' gradients in the proportion of their numbers.
     """
     rng = np.random.default_rng(n)
     parameters = initial_parameters(architecture, 7)
@@ -311,33 +323,44 @@ def batch_checks(backend: Backend, architecture: Architecture, n: int, *, larges
     exact = [reference.forward_backward(architecture, parameters, picture[None] / 255.0) for picture in pictures]
     order = rng.integers(0, 2, n).astype(np.int32)
     shares = np.bincount(order, minlength=2) / n
+    output_gradient = np.concatenate(
+        [2 / (n * p.size) * (s.prediction - p / 255.0) for s, p in zip(exact, pictures, strict=True)]
+    )
+    gradients = {
+        name: sum(share * step.gradients[name] for share, step in zip(shares, exact, strict=True))
+        for name in parameters
+    }
+    loss = sum(share * step.loss for share, step in zip(shares, exact, strict=True))
+    return RepeatedBatch(parameters, pictures, order, loss, output_gradient[order], gradients)
 
-    network = Network(backend, architecture, largest, parameters)
+
+def batch_checks(backend: Backend, architecture: Architecture, n: int, *, largest: int) -> Iterator[Check]:
+    """Yield the checks of a whole training step of ``architecture`` on n pictures, in buffers made for ``largest``.
+
+    Every picture of the batch has to come out right: its reconstruction is compared value by value. ReLU and pooling
+    decisions that rounding turns move a gradient by a term; FULL_STEP_TOLERANCE covers that and is far below a
+    picture's share.
+    """
+    batch = repeated_batch(architecture, n)
+    network = Network(backend, architecture, largest, batch.parameters)
     network.poison()
     losses = backend.upload(np.full(1, np.nan, np.float32))
     learning_rate = 0.5
-    network.step(backend.upload(pictures), backend.upload(order), 0, n, learning_rate, losses, 0)
+    network.step(backend.upload(batch.pictures), backend.upload(batch.order), 0, n, learning_rate, losses, 0)
     backend.synchronize()
 
     tolerance = FULL_STEP_TOLERANCE[backend.math]
     at = f"training step of {n} pictures"
-    loss = sum(share * step.loss for share, step in zip(shares, exact, strict=True))
-    yield compare(f"{at}: loss", backend.read(losses), np.array([loss]), tolerance * loss)
+    yield compare(f"{at}: loss", backend.read(losses), np.array([batch.loss]), tolerance * batch.loss)
     # The prediction's place now holds the gradient to it, which tells as much.
     gradient = _read(backend, network.views(n).outputs[-1])
-    expected = np.concatenate(
-        [2 / (n * p.size) * (s.prediction - p / 255.0) for s, p in zip(exact, pictures, strict=True)]
-    )
-    yield compare(f"{at}: reconstructions", gradient, expected[order], tolerance * np.abs(expected).max())
-    expected = {
-        name: sum(share * step.gradients[name] for share, step in zip(shares, exact, strict=True))
-        for name in parameters
-    }
+    largest_gradient = np.abs(batch.output_gradient).max()
+    yield compare(f"{at}: reconstructions", gradient, batch.output_gradient, tolerance * largest_gradient)
     gradients, updated = network.read_gradients(), network.read_parameters()
-    yield from _parameter_checks(at, parameters, gradients, updated, expected, learning_rate, tolerance)
+    yield from parameter_checks(at, batch.parameters, gradients, updated, batch.gradients, learning_rate, tolerance)
 
 
-def _parameter_checks(
+def parameter_checks(
     at: str,
     parameters: dict[str, np.ndarray],
     gradients: dict[str, np.ndarray],
