@@ -1,9 +1,9 @@
 """The A/A test: one version against itself, many times, on a machine that is busy on purpose.
 
 ``python -m bench.aa_test --out results`` runs ``convbench run --backend v4 --backend v4`` twenty times beside a load
-that comes and goes, and counts how often the 95 % interval of the ratio holds 1.0. It should nearly always: two rows of the
-same version differ by nothing but noise. One JSON file keeps every run's interval and samples. The exit code is 1 if
-fewer than 18 of 20 (nine in ten) hold it.
+that comes and goes, and counts how often the 95 % interval of the ratio holds 1.0. It should nearly always: two rows of
+the same version differ by nothing but noise. One JSON file keeps every run's interval and samples. The exit code is 1
+if fewer than 18 of 20 (nine in ten) hold it.
 """
 
 from __future__ import annotations

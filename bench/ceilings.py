@@ -1,7 +1,7 @@
-"""What this machine can do at best, measured in the run that uses it: a large matrix product, a large copy, a large read.
+"""What this machine can do at best, measured in the run that uses it: a large matrix product, copy and read.
 
 The product is the faster of two ways of giving it to a CPU's threads: each thread a product of its own, with matrices
-that its caches hold, or one product shared by all. On a GPU it is one product by cuBLAS, in the math that was asked for.
+that its caches hold, or one product shared by all. On a GPU it is one product by cuBLAS, in the math asked for.
 A copy's bytes are those read and those written. A read is a dot product of a vector with itself, since operations that
 mostly read can outrun a copy. The best of several rounds counts: a ceiling is what was reached once.
 """

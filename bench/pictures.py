@@ -12,7 +12,7 @@ SHOWN = 8
 
 
 def strip_png(pictures: np.ndarray) -> str:
-    """Draw pictures (N, 3, H, W), bytes or floats in [0, 1] (cut off outside), next to one another; base64 of the PNG."""
+    """Draw pictures (N, 3, H, W), bytes or floats in [0, 1] (cut off outside), side by side; base64 of the PNG."""
     from PIL import Image
 
     if pictures.dtype != np.uint8:

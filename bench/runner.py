@@ -81,11 +81,13 @@ class WorkerError(RuntimeError):
 class Worker:
     """A version's process, spoken to by lines of JSON."""
 
-    def __init__(self, info: BackendInfo | Peer, config: RunConfig, images: Path | None) -> None:
-        """Start the process, in a session of its own, so that Ctrl-C reaches only the parent."""
+    def __init__(
+        self, info: BackendInfo | Peer, config: RunConfig, images: Path | None, module: str = "bench.worker"
+    ) -> None:
+        """Start ``module`` in a process and a session of its own, so that Ctrl-C reaches only the parent."""
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -189,7 +191,7 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
     )
     workers: dict[str, Worker] = {}
     try:
-        _verify(config, rows, workers, report)
+        verify_rows(config, rows, workers, report)
         record.ceilings = _ceilings(config, record, report)
         with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
             images = Path(scratch) / "images.npy"
@@ -199,7 +201,7 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
             if row.id in workers:
                 with contextlib.suppress(WorkerError):  # its times stand; only the pictures are missing
                     row.reconstruction_png = workers[row.id].ask("pictures")["png"]
-        _close(workers)
+        close_all(workers)
         record.ceilings = _ceilings(config, record, report)
         _judge(record)
     except KeyboardInterrupt:
@@ -209,8 +211,8 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
                 row.reason = f"interrupted after {len(row.epoch_s)} of {config.epochs} epochs"
     finally:
         # A second Ctrl-C must not leave processes behind, nor cost the record.
-        with _sigint_ignored():
-            _close(workers)
+        with sigint_ignored():
+            close_all(workers)
     record.conditions["after"] = conditions(config.device)
     record.warnings += condition_warnings(before, record.conditions["after"])
     for row in rows:
@@ -222,7 +224,7 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
     return record
 
 
-def _close(workers: dict[str, Worker]) -> None:
+def close_all(workers: dict[str, Worker]) -> None:
     for row_id in list(workers):
         workers.pop(row_id).close()
 
@@ -230,7 +232,9 @@ def _close(workers: dict[str, Worker]) -> None:
 def _ceilings(config: RunConfig, record: RunRecord, report: Report) -> dict[str, Any] | None:
     """The faster, one by one, of what was measured so far and what the machine does now; in a process of its own."""
     report("measuring what the machine can do")
-    info = config.backends[0]
+    # A worker of what uses the math that was asked for, if anything does: only there has TF32 a ceiling of its own.
+    infos = list(config.contestants.values())
+    info = next((info for info in infos if info.effective_math(config.device, config.math) == config.math), infos[0])
     worker = Worker(info, config, None)
     try:
         found = worker.ask("ceilings")
@@ -251,7 +255,7 @@ def _judge(record: RunRecord) -> None:
     flops = record.config["samples"] * autoencoder().training_flops
     ceiling = record.ceilings["gemm_flop_per_s"]
     for row in record.rows:
-        if not row.finished or (row.math != record.ceilings["math"] and row.math == "tf32"):
+        if not row.finished:
             continue
         rate = flops / float(np.median(row.epoch_s))
         if rate > MARGIN * ceiling:
@@ -259,7 +263,7 @@ def _judge(record: RunRecord) -> None:
 
 
 @contextlib.contextmanager
-def _sigint_ignored():
+def sigint_ignored():
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -272,7 +276,7 @@ def total_steps(config: RunConfig) -> int:
     return 2 + len({info.name for info in config.contestants.values()}) + len(config.contestants) * (1 + config.epochs)
 
 
-def _verify(config: RunConfig, rows: list[Row], workers: dict[str, Worker], report: Report) -> None:
+def verify_rows(config: RunConfig, rows: list[Row], workers: dict[str, Worker], report: Report) -> None:
     """Verify every version once, ``VERIFIED_AT_ONCE`` in flight, and fill in all its rows."""
     infos = {info.name: info for info in config.contestants.values()}
     waiting = list(infos.values())
@@ -335,7 +339,10 @@ def _epoch(row: Row, workers: dict[str, Worker], *, first: bool = False) -> None
     try:
         answer = workers[row.id].ask("epoch")
         if math.isnan(answer["loss"]) and first:
-            raise WorkerError("suspicious: the first epoch's loss is NaN, as the memory was before it")
+            raise WorkerError(
+                "suspicious: the first epoch's loss is NaN, as all memory was before it; "
+                "if a smaller learning rate does not help, a value was left unwritten"
+            )
         if not math.isfinite(answer["loss"]):
             raise WorkerError(f"the loss is {answer['loss']}: take a smaller learning rate")
     except WorkerError as error:

@@ -26,7 +26,7 @@ def ratio_interval(
 ) -> tuple[float, float] | None:
     """Bootstrap interval of median(above) / median(below); None for fewer than ``FEWEST_SAMPLES`` of either.
 
-    ``paired`` samples were taken next to one another, so that what slowed one slowed the other: they are drawn together.
+    ``paired`` samples were taken next to one another, so that what slowed one slowed both: they are drawn together.
     Percentile bootstrap (scipy), its level raised for small samples as in Hesterberg, "What Teachers Should Know About
     the Bootstrap", 2015: quantiles at Phi(-sqrt(n / (n - 1)) t), t being Student's with n - 1 degrees of freedom.
     Seeded: the same samples give the same interval.

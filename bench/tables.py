@@ -38,6 +38,9 @@ def results_table(record: RunRecord) -> Table:
     columns = ("1st, with\ncompiling", "median\nepoch", "spread", "images\nper s", f"over\n{base}", "final\nloss")
     for name in (*columns, "peak\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
+    if any(summary.interval and not summary.is_baseline for summary in summaries.values()):
+        table.caption = f"over {base}: ratio of medians, and its 95 % interval"
+        table.caption_justify = "left"
     for row in record.rows:
         label = row.id.removeprefix("torch-") if row.peer else row.id
         label = f"{label} {'TF32' if row.math == 'tf32' else row.layout}"

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -132,7 +133,7 @@ def serve(task: dict[str, Any], commands: Any, answer: Any) -> None:
             raise ValueError(f"unknown command {command!r}")
 
 
-def main() -> None:
+def main(serve: Callable[[dict[str, Any], Any, Any], None] = serve) -> None:
     """Keep the answer channel, send everything else that is printed to standard error, and serve."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,7 +1,9 @@
 """The command line as a stranger uses it: in a process of its own, in an empty folder."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +37,7 @@ BAD = {
     "unknown backend beside all": (["run", "--backend", "all", "--backend", "v9"], ["'v9'"]),
     "unknown device": (["run", "--device", "tpu"], ["'tpu'", "auto", "cpu", "gpu"]),
     "unknown math": (["run", "--math", "bf16"], ["'bf16'", "fp32", "tf32"]),
+    "unknown peer": (["run", "--peer", "jax"], ["'jax'", "torch"]),
     "unknown data": (["run", "--data", "mnist"], ["'mnist'", "auto", "cifar10", "photos"]),
     "zero samples": (["run", "--samples", "0"], ["samples 0", "at least 1"]),
     "negative epochs": (["run", "--epochs", "-1"], ["epochs -1", "at least 1"]),
@@ -149,7 +152,7 @@ def test_run_writes_a_complete_results_file(finished_run):
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "results" / "runs").iterdir()
     data = json.loads(path.read_text())
-    assert data["schema"] == "convbench-run/1"
+    assert data["schema"] == "convbench-run/2"
     assert data["interrupted"] is False
     environment = data["environment"]
     for key in ("cpu", "cores", "memory_bytes", "python", "libraries", "threads", "commit", "dirty", "command_line"):
@@ -295,12 +298,28 @@ def extended(tmp_path):
 def test_a_new_version_is_a_folder_and_a_line_and_bad_ones_do_not_stop_it(extended, tmp_path):
     listed = convbench("list", cwd=extended, root=extended)
     assert "v7" in listed.stdout
-    options = [part for name in ("v7", "v8", "v9", "v10") for part in ("--backend", name)]
+    options = [part for name in ("v7", "v7", "v8", "v9", "v10") for part in ("--backend", name)]
     options += ["--device", "cpu", "--samples", "6", "--batch-size", "6", "--epochs", "1"]
+    with_torch = importlib.util.find_spec("torch") is not None
+    options += ["--peer", "torch"] if with_torch else []
     done = convbench("run", *options, cwd=extended, root=extended)
     assert done.returncode == 1
     (path,) = (extended / "results" / "runs").iterdir()
-    good, wrong, crashed, full = json.loads(path.read_text())["rows"]
+    data = json.loads(path.read_text())
+    good, again, wrong, crashed, full, *peers = data["rows"]
+    assert [row["id"] for row in (good, again)] == ["v7", "v7#2"]
+    assert again["loss"] == good["loss"]
+    assert again["reconstruction_png"] == good["reconstruction_png"] != data["originals_png"]
+    assert data["ceilings"]["gemm_flop_per_s"] > 1e9
+    assert data["conditions"].keys() == {"before", "after"}
+    names = ["torch-eager", "torch-channels-last", "torch-compiled"] if with_torch else []
+    assert [row["id"] for row in peers] == names
+    for row in peers:
+        if row["id"] != "torch-compiled":  # needs a C++ compiler, which not every machine has
+            assert row["reason"] == ""
+        if not row["reason"]:
+            assert row["loss"] == pytest.approx(good["loss"], rel=1e-4)
+            assert row["peer"]
     assert good["verified"]
     assert len(good["epoch_s"]) == 1
     assert wrong["verified"] is False
@@ -311,7 +330,10 @@ def test_a_new_version_is_a_folder_and_a_line_and_bad_ones_do_not_stop_it(extend
     assert crashed["first_epoch_s"] > 0
     assert crashed["epoch_s"] == []
     assert "MemoryError: no room for db" in full["reason"]
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()[-3:]] == ["v8", "v9", "v10"]
+    reasons = [
+        line.partition(":")[0] for line in done.stderr.splitlines() if re.match("v[0-9#]+: .*(fail|proc|Mem)", line)
+    ]
+    assert reasons == ["v8", "v9", "v10"]
     described = convbench("describe", "--backend", "v7", "--device", "gpu", cwd=extended, root=extended)
     assert "v7 odd (NCHW) does not state the work of its kernels" in described.stdout
     drawn = "".join(file.read_text() for file in (extended / "results" / "charts").glob("*.svg"))

@@ -35,14 +35,28 @@ def record(*rows):
     return RunRecord(environment, config, list(rows), "2026-01-02T030405Z")
 
 
-def test_speedups_are_ratios_of_medians_with_the_range_epoch_by_epoch():
+def test_speedups_are_ratios_of_medians():
     base, fast = summarise([row("v1", [8.0, 10.0, 12.0]), row("v4", [2.0, 2.5, 2.0])], "v1")
     assert base.speedup == 1
+    assert base.is_baseline
     assert fast.speedup == pytest.approx(5.0)
-    assert (fast.speedup_low, fast.speedup_high) == pytest.approx((4.0, 6.0))
+    assert fast.interval is None  # three epochs are too few for one
     assert base.noisy
     assert fast.noisy
     assert fast.baseline_noisy
+
+
+def test_with_epochs_enough_there_is_an_interval():
+    _, fast = summarise([row("v1", [8.0, 10.0, 12.0, 9.0, 11.0]), row("v4", [2.0, 2.5, 2.0, 2.2, 2.1])], "v1")
+    low, high = fast.interval
+    assert 3.5 < low < fast.speedup < high < 6.1
+
+
+def test_without_v1_the_first_version_is_the_baseline():
+    rows = [row("torch-eager", [1.0], peer=True), row("v4", [2.0]), row("v4", [1.0], id="v4#2")]
+    peer, first, second = summarise(rows, "v1")
+    assert first.is_baseline
+    assert (peer.speedup, second.speedup) == (2.0, 2.0)
 
 
 def test_quiet_samples_are_not_called_noisy():
@@ -57,15 +71,15 @@ def test_other_math_or_device_is_never_compared(difference):
     assert other.median_s == 2.0
 
 
-def test_without_the_baseline_there_is_no_speedup():
-    (alone,) = summarise([row("v4", [2.0])], "v1")
+def test_peers_alone_have_no_speedup():
+    (alone,) = summarise([row("torch-eager", [2.0], peer=True)], "v1")
     assert alone.speedup is None
 
 
 @pytest.mark.parametrize("changes", [{"verified": False}, {"reason": "killed"}])
 def test_unverified_and_unfinished_rows_are_left_out(changes):
     summaries = summarise([row("v1", [8.0], **changes), row("v4", [2.0])], "v1")
-    assert [(s.row.backend, s.speedup) for s in summaries] == [("v4", None)]
+    assert [(s.row.backend, s.speedup) for s in summaries] == [("v4", 1.0)]
 
 
 def test_round_trip_and_never_overwritten(tmp_path):
