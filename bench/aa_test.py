@@ -84,7 +84,8 @@ def _one_run(command: list[str]) -> dict[str, Any]:
         )
         files = list((Path(scratch) / "runs").glob("*.json"))
         if done.returncode or len(files) != 1:
-            sys.exit(f"a run failed: {done.stderr.strip().splitlines()[-1:]}")
+            reasons = [line for line in done.stderr.splitlines() if not line.startswith("warning:")]
+            sys.exit(f"a run failed: {'; '.join(reasons[-2:])}")
         record = read_record(files[0])
     first, second = summarise(record.rows, record.rows[0].backend)
     return {

@@ -27,7 +27,10 @@ CPU_OWN_GEMM, CPU_SHARED_GEMM = 768, 2048  # sides of the square matrices
 CPU_VECTOR = 32 * 1024 * 1024  # floats: 128 MiB
 GPU_GEMM = 8192
 GPU_VECTOR = 128 * 1024 * 1024  # floats: 512 MiB, ten times the largest L2
-ROUNDS = 7
+ROUNDS = 20  # short ones: on a busy machine, some fall between what else it does
+
+
+SPEEDS = ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s")
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _measure_cpu(threads: int) -> Ceilings:
             list(pool.map(work, range(threads)))
 
         own = [rng.random((3, CPU_OWN_GEMM, CPU_OWN_GEMM), np.float32) for _ in range(threads)]
-        repeats = 8
+        repeats = 2
 
         def own_products(thread: int) -> None:
             a, b, c = own[thread]

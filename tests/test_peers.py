@@ -41,12 +41,28 @@ def test_a_peer_with_another_loss_is_not_timed(loss, kept):
     assert (peer.first_epoch_s is None) is not kept
 
 
-def test_a_row_faster_than_the_machine_is_not_believed():
+def test_a_row_faster_than_the_machine_is_not_believed(monkeypatch):
     honest, too_fast = a_row("v1", 1.0, epoch_s=[100.0]), a_row("v4", 1.0, epoch_s=[1e-6])
-    record = RunRecord(
-        {}, {"samples": 64}, [honest, too_fast], "now", ceilings={"math": "fp32", "gemm_flop_per_s": 1e12}
-    )
-    runner._judge(record)
+    record = RunRecord({}, {"samples": 64}, [honest, too_fast], "now")
+    measured = []
+
+    def ceilings(*_):
+        measured.append({"math": "fp32", "gemm_flop_per_s": 1e12})
+        return measured[-1]
+
+    monkeypatch.setattr(runner, "_ceilings", ceilings)
+    runner._judge(None, record, None)
+    assert len(measured) == runner.CEILING_ATTEMPTS
     assert honest.reason == ""
     assert "suspicious" in too_fast.reason
     assert not too_fast.finished
+
+
+def test_a_ceiling_lowered_by_other_work_accuses_nobody(monkeypatch):
+    row = a_row("v4", 1.0, epoch_s=[0.5])
+    record = RunRecord({}, {"samples": 64}, [row], "now")
+    speeds = iter([5e10, 6e10, 2e11])
+    monkeypatch.setattr(runner, "_ceilings", lambda *_: {"math": "fp32", "gemm_flop_per_s": next(speeds)})
+    runner._judge(None, record, None)
+    assert row.reason == ""
+    assert record.ceilings["gemm_flop_per_s"] == 2e11
