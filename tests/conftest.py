@@ -2,5 +2,13 @@
 
 import os
 
+# The options of the benchmark suite, registered here because pytest reads this file before its arguments.
+from tests.benchmarks.options import (  # noqa: F401
+    pytest_addoption,
+    pytest_benchmark_compare_machine_info,
+    pytest_benchmark_update_machine_info,
+    pytest_configure,
+)
+
 SIMULATOR = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 collect_ignore = [] if SIMULATOR else ["simulator"]

@@ -1,34 +1,101 @@
-"""Every version is verified before any of its benchmarks; what the machine is goes into the saved file."""
+"""Every version is verified before any of its benchmarks, and every figure is judged before it is kept."""
+
+from __future__ import annotations
+
+from math import ceil
 
 import pytest
 
-from bench.environment import describe_environment, usable_cores
-from common.architecture import autoencoder
-from common.device import device_status
+from bench.isolated import Isolated, kernel_registers
+from bench.operations import Operation
+from bench.pieces import PIECES
+from bench.timers import cache_clearer, device_timer, iterations_for, seconds_of, timed_call
 from common.verify import verify
+from tests.benchmarks.figures import MeasuredCeilings, Subject, about, judged
+from tests.benchmarks.options import SETTINGS, Settings, cases, group, operation_names
 from versions.registry import find
 
+WARM_UP_ROUNDS = 2
+MOST_COLD_ROUNDS = 20  # clearing the caches takes longer than what is timed
 
-@pytest.hookimpl
-def pytest_benchmark_update_machine_info(config, machine_info):
-    device = "gpu" if device_status("gpu").available else "cpu"
-    machine_info["convbench"] = describe_environment(device, usable_cores(), ["pytest", *config.invocation_params.args])
+
+def pytest_generate_tests(metafunc):
+    if "operation" in metafunc.fixturenames:
+        settings = metafunc.config.stash[SETTINGS]
+        names = operation_names(settings) if metafunc.function.__name__ == "test_operation" else PIECES
+        metafunc.parametrize(("version", "device", "operation", "cache"), cases(settings, names))
 
 
 @pytest.fixture(scope="session")
-def verified():
-    """A function that gives a verified backend, and fails the test if verification fails."""
-    backends = {}
+def settings(request) -> Settings:
+    """What was asked for on the command line."""
+    return request.config.stash[SETTINGS]
 
-    def get(name, device):
-        if (name, device) not in backends:
-            status = device_status(device)
-            if not status.available:
-                pytest.skip(status.reason)
-            backend = find(name).load(device)
-            failures = [check for check in verify(backend, autoencoder(), batch_sizes=(64,)) if not check.passed]
-            assert failures == [], "not timed: it failed its verification"
-            backends[name, device] = backend
-        return backends[name, device]
 
-    return get
+@pytest.fixture(scope="session")
+def subjects():
+    """The versions verified so far in this session."""
+    return {}
+
+
+@pytest.fixture
+def subject(request, subjects, settings, version, device) -> Subject:
+    """The version under test; the test fails if it fails its verification.
+
+    Whatever asks for it has to do so before it asks for ``benchmark``, which takes its clock from the marker set here.
+    """
+    if (version, device) not in subjects:
+        info = find(version)
+        threads = settings.threads if device == "cpu" else None
+        backend = info.load(device, math=info.effective_math(device, settings.math), threads=threads)
+        if settings.tiny:
+            checks = verify(backend, small=True)
+        else:
+            checks = verify(backend, settings.architecture, batch_sizes=settings.batch_sizes(device))
+        subjects[version, device] = info, backend, checks
+    info, backend, checks = subjects[version, device]
+    assert [check for check in checks if not check.passed] == [], "not timed: it failed its verification"
+    request.node.add_marker(pytest.mark.benchmark(timer=device_timer(backend), disable_gc=True))
+    return Subject(info, backend, len(checks))
+
+
+@pytest.fixture(scope="session")
+def ceilings(settings):
+    return MeasuredCeilings(settings.threads)
+
+
+@pytest.fixture
+def measure(request, settings, subject, ceilings, benchmark, version, device, operation, cache):
+    """A function that times something isolated, asserts its result, and says what the figure means."""
+
+    def measure(work: Operation, isolated: Isolated) -> None:
+        backend = subject.backend
+        benchmark.group = group(settings, version, device, operation, cache)
+        benchmark.extra_info.update(about(subject, settings, work, cache))
+        call = timed_call(backend, isolated.call)
+        clear = cache_clearer(backend) if cache == "cold" else None
+        rounds = iterations = 1
+        if benchmark.enabled:
+            seconds = seconds_of(device_timer(backend), call)
+            iterations = 1 if clear else iterations_for(seconds)
+            rounds = ceil(float(request.config.getoption("benchmark_max_time")) / (seconds * iterations))
+            rounds = max(
+                min(rounds, MOST_COLD_ROUNDS) if clear else rounds, request.config.getoption("benchmark_min_rounds")
+            )
+            benchmark.extra_info["registers"] = kernel_registers(backend, isolated.call)
+            isolated.poison()  # nothing of the warm-up is left to be mistaken for a result
+        benchmark.pedantic(call, setup=clear, rounds=rounds, iterations=iterations, warmup_rounds=WARM_UP_ROUNDS)
+        try:
+            checks = isolated.check()
+            failures = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
+            assert failures == [], "what the timed calls left is wrong"
+            benchmark.extra_info.update(verified=True, checks=subject.checks + len(checks))
+            if benchmark.enabled:
+                figure = judged(work, benchmark.stats.stats.median, ceilings, backend)
+                benchmark.extra_info.update(figure)
+                assert figure["suspicious"] is None
+        except BaseException:
+            benchmark.has_error = True  # keeps the figure out of every file
+            raise
+
+    return measure

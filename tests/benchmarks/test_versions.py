@@ -1,75 +1,28 @@
-"""The pytest-benchmark suite: each convolution operation of the real network, and a whole training step.
+"""The benchmark suite: each operation of a training step, and the network as a whole, by every version.
 
-A plain test run takes each once, untimed. To time: ``python -m pytest tests/benchmarks --benchmark-enable``. Each round
-is one call, synchronised at both ends, after warm-up rounds that take the compilation.
+A plain test run takes each once, untimed, on a tiny network. To time the real one::
+
+    python -m pytest tests/benchmarks --benchmark-only --backend v1 --backend v4 --device cpu
+
+After warm-up rounds that take the compilation, a round is as many calls as last a few milliseconds, between two
+readings of the device's own clock. The result that the timed calls left is asserted afterwards.
 """
 
 import numpy as np
-import pytest
 
-from common.architecture import Architecture, autoencoder
-from common.backend import activation_shape, filter_shape
-from common.dataset import photo_crops
-from common.network import Network, initial_parameters
-from versions.registry import names
-
-BATCH = 64
-STAGES = {stage.name: stage for stage in autoencoder().stages}
-on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
-for_each_version = pytest.mark.parametrize("name", names())
+from bench.isolated import isolate
+from bench.operations import step_operations
+from bench.pieces import isolate_piece, piece_work
 
 
-def timed(benchmark, backend, call, **about):
-    """Time ``call`` with the device's work done at both ends of each round."""
-    benchmark.extra_info.update(about, math=backend.math, layout=backend.layout, verified=True)
-
-    def once():
-        call()
-        backend.synchronize()
-
-    backend.synchronize()
-    benchmark.pedantic(once, rounds=5, warmup_rounds=2)
-
-
-@for_each_version
-@on_each_device
-@pytest.mark.parametrize("operation", ["forward", "backward_data", "backward_filter"])
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES.keys())
-def test_convolution(benchmark, verified, name, device, operation, stage):
-    backend = verified(name, device)
-    backend.prepare(Architecture((stage,)), BATCH)
+def test_operation(subject, settings, operation, measure):
+    work = {work.id: work for work in step_operations(settings.architecture, settings.batch_size)}[operation]
     rng = np.random.default_rng(0)
-
-    def random(shape):
-        return backend.upload(rng.standard_normal(shape, np.float32))
-
-    x = random(activation_shape(backend.layout, BATCH, stage.in_channels, stage.height, stage.width))
-    y = random(activation_shape(backend.layout, BATCH, stage.out_channels, stage.height, stage.width))
-    w = random(filter_shape(backend.layout, stage.out_channels, stage.in_channels))
-    calls = {
-        "forward": lambda: backend.conv2d_forward(x, w, bias, y, True),
-        "backward_data": lambda: backend.conv2d_backward_data(y, w, x),
-        "backward_filter": lambda: backend.conv2d_backward_filter(x, y, w),
-    }
-    bias = random((stage.out_channels,))
-    benchmark.group = f"{device} {stage.name} {operation}"
-    timed(benchmark, backend, calls[operation], flop=BATCH * stage.flops)
+    measure(work, isolate(subject.backend, settings.architecture, work, settings.batch_size, rng))
 
 
-@for_each_version
-@on_each_device
-def test_training_step(benchmark, verified, name, device):
-    backend = verified(name, device)
-    architecture = autoencoder()
-    network = Network(backend, architecture, BATCH, initial_parameters(architecture, 0))
-    images = backend.upload(photo_crops(BATCH, 0))
-    order = backend.upload(np.arange(BATCH, dtype=np.int32))
-    losses = backend.upload(np.zeros(1, np.float32))
-    benchmark.group = f"{device} training step"
-    timed(
-        benchmark,
-        backend,
-        lambda: network.step(images, order, 0, BATCH, 0.001, losses, 0),
-        flop=BATCH * architecture.training_flops,
-    )
-    assert np.isfinite(backend.read(losses)).all()
+def test_network(subject, settings, operation, device, measure):
+    sizes = settings.batch_size, settings.epoch_pictures(device)
+    rng = np.random.default_rng(0)
+    isolated = isolate_piece(subject.backend, settings.architecture, operation, *sizes, rng)
+    measure(piece_work(settings.architecture, operation, *sizes), isolated)
