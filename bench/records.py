@@ -185,15 +185,23 @@ def write_json(document: dict[str, Any], folder: Path, stem: str) -> Path:
     raise UsageError(f"{folder} already holds a hundred results named {stem}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that names its schema; UsageError if it is not one."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object; UsageError if it does not."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a results file: no JSON ({error})") from error
-    if not isinstance(data, dict) or "schema" not in data:
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is not a results file: it names no schema")
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that names its schema; UsageError if it is not one."""
+    data = read_json_object(path)
+    if "schema" not in data:
         raise UsageError(f"{path} is not a results file: it names no schema")
     return data
 

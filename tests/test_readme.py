@@ -8,6 +8,10 @@ from statistics import median
 import pytest
 
 from bench.charts import draw_charts
+from bench.readme import BEGIN, END, named_file, replace, written
+from bench.records import prepare_folder, write_record
+from common.errors import UsageError
+from tests.test_records import record, row
 from versions.registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,11 +43,60 @@ def test_every_version_is_told():
         assert f"| {info.name} | " in TEXT
 
 
-def test_the_chart_is_of_the_results_file_beside_it(tmp_path):
-    (chart,) = re.findall(r"!\[[^]]*\]\((results/charts/[^)]+_speedup\.png)\)", TEXT)
-    results = ROOT / "results" / "runs" / (Path(chart).stem.removesuffix("_speedup") + ".json")
-    assert f"({results.relative_to(ROOT).as_posix()})" in TEXT
-    assert {path.name for path in draw_charts(results, tmp_path)} >= {Path(chart).name}
+def test_the_results_are_the_files(tmp_path):
+    results = named_file(ROOT / "README.md")
+    present, wanted = written(ROOT / "README.md", results)
+    assert present == wanted, "the README is stale: convbench readme writes it anew"
+    assert f"{results.stem}_speedup.png" in {path.name for path in draw_charts(results, tmp_path)}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A README of its own, with a results file and its charts beside it."""
+    rows = [row("v1", [8.0] * 5), row("v4", [2.0] * 5), row("v2", [], first_epoch_s=None, reason="it | *crashed*")]
+    results = write_record(record(*rows), prepare_folder(tmp_path / "results"))
+    draw_charts(results, tmp_path / "results" / "charts")
+    readme = tmp_path / "README.md"
+    readme.write_bytes(f"before\r\n{BEGIN}old{END}\r\nafter".encode())
+    return readme, results
+
+
+def test_only_what_is_between_the_markers_changes(small):
+    readme, results = small
+    present, wanted = written(readme, results)
+    assert present != wanted
+    replace(readme, wanted)
+    text = readme.read_bytes().decode()
+    assert text.startswith(f"before\r\n{BEGIN}\n")
+    assert text.endswith(f"\n{END}\r\nafter")
+    assert "| 4 (4 to 4) |" in text
+    assert r"no time: it \| \*crashed\*" in text
+    assert "On a GPU: not measured." in text
+    assert named_file(readme) == results
+    assert written(readme, results)[0] == written(readme, results)[1]
+    assert sorted(path.name for path in readme.parent.iterdir()) == ["README.md", "results"]
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, BEGIN + BEGIN + END, BEGIN + END + END])
+def test_markers_missing_doubled_or_turned_are_refused(small, text):
+    readme, results = small
+    readme.write_text(text)
+    with pytest.raises(UsageError, match="must have one"):
+        written(readme, results)
+    assert readme.read_text() == text
+
+
+def test_what_cannot_be_linked_or_shown_is_refused(small, tmp_path_factory):
+    readme, results = small
+    with pytest.raises(UsageError, match="names no results file"):
+        named_file(readme)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / results.name
+    elsewhere.write_bytes(results.read_bytes())
+    with pytest.raises(UsageError, match="not beneath"):
+        written(readme, elsewhere)
+    next((readme.parent / "results" / "charts").glob("*_speedup.png")).unlink()
+    with pytest.raises(UsageError, match="convbench plot"):
+        written(readme, results)
 
 
 def test_the_ratio_to_pytorch_is_the_files():
