@@ -70,11 +70,11 @@ class Ceilings:
         """
         rate = operation.flops / seconds
         if rate > MARGIN * self.gemm_flop_per_s:
-            return f"suspicious: {rate / 1e9:,.4g} GFLOP/s, above the measured {self.gemm_flop_per_s / 1e9:,.4g}"
+            return f"suspicious: {rate / 1e9:,.1f} GFLOP/s, above the measured {self.gemm_flop_per_s / 1e9:,.1f}"
         rate = operation.least_bytes / seconds
         beyond_cache = self.cache_bytes is not None and operation.least_bytes > self.cache_bytes
         if beyond_cache and rate > MARGIN * self.memory_bytes_per_s:
-            return f"suspicious: {rate / 1e9:,.4g} GB/s, above the measured {self.memory_bytes_per_s / 1e9:,.4g}"
+            return f"suspicious: {rate / 1e9:,.1f} GB/s, above the measured {self.memory_bytes_per_s / 1e9:,.1f}"
         return ""
 
     def as_record(self) -> dict[str, Any]:

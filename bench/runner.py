@@ -266,7 +266,7 @@ def _judge(config: RunConfig, record: RunRecord, report: Report) -> None:
         if not too_fast:
             return
     for row in too_fast:
-        row.reason = f"suspicious: {rates[row.id] / 1e9:,.4g} GFLOP/s, above the measured {ceiling / 1e9:,.4g}"
+        row.reason = f"suspicious: {rates[row.id] / 1e9:,.1f} GFLOP/s, above the measured {ceiling / 1e9:,.1f}"
 
 
 @contextlib.contextmanager
