@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -22,13 +23,14 @@ from bench.peers import find_peers
 from bench.records import Row, prepare_folder, write_record
 from bench.runner import RunConfig, Worker, WorkerError, record_verification, run, total_steps
 from common.architecture import autoencoder
-from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures
+from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures, photo_crops
 from common.device import DEVICES, DeviceStatus, choose_device, device_status, probe_gpu, usable_cores
 from common.errors import UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
 DEFAULTS = {"cpu": (128, 6), "gpu": (50_000, 5)}  # samples and epochs: enough epochs for an interval
+LAYER_ROUNDS = {"cpu": 5, "gpu": 20}
 FULL_EPOCH = 50_000
 TABLE_COLUMNS = 132  # of a wide table where there is no terminal
 CHECKED_BATCH = 64  # the whole step that ``check`` verifies; ``run`` verifies the sizes it will time
@@ -107,14 +109,7 @@ def run_command(
         soft_wrap=True,
     )
     with _progress(disable=quiet) as bar:
-        task = bar.add_task("starting", total=total_steps(config))
-        begun = itertools.count()
-
-        def report(what: str) -> None:
-            bar.update(task, description=what, completed=next(begun))
-            if not bar.console.is_terminal and not quiet:
-                bar.console.print(what, highlight=False)
-
+        report = _reporter(bar, total_steps(config), quiet=quiet)
         record = run(config, pictures, ["convbench", *sys.argv[1:]], report)
 
     path = write_record(record, runs)
@@ -135,6 +130,72 @@ def run_command(
     if record.interrupted:
         raise typer.Exit(130)
     if any(row.reason for row in record.rows):
+        raise typer.Exit(1)
+
+
+@app.command("layers")
+def layers_command(
+    backend: Backends = None,
+    device: DeviceOption = "auto",
+    math: MathOption = "fp32",
+    threads: Threads = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    rounds: Annotated[int | None, typer.Option(help="Steps timed in turn; 5 on a CPU, 20 on a GPU.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights, the order and the photo crops.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for runs/ and charts/.")] = Path("results"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
+) -> None:
+    """Take the training step apart: every operation's time against the machine's measured ceilings, and the memory."""
+    from bench import layer_runner, layer_tables
+    from bench.layers import summarise_layers, write_layers
+
+    for name, value in (("batch size", batch_size), ("rounds", rounds)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value}: must be at least 1")
+    if seed < 0:
+        raise UsageError(f"seed {seed}: must not be negative")
+    infos, status, threads = _choose(backend, device, math, threads, again=True)
+    rounds = rounds or LAYER_ROUNDS[status.device]
+    config = RunConfig(
+        infos, status.device, math, rounds, batch_size, learning_rate=0.001, seed=seed, threads=threads,
+        samples=batch_size,
+    )  # fmt: skip
+    images = photo_crops(layer_runner.BATCHES * batch_size, seed)
+    runs = prepare_folder(out)
+
+    console = _wide_console(quiet=quiet)
+    console.print(
+        f"device: {status.device} ({escape(status.name)}), {threads} threads; {rounds} rounds of steps of {batch_size}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with _progress(disable=quiet) as bar:
+        report = _reporter(bar, layer_runner.total_steps(config), quiet=quiet)
+        try:
+            record = layer_runner.measure_layers(config, images, ["convbench", *sys.argv[1:]], report)
+        except WorkerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    path = write_layers(record, runs)
+    summaries = summarise_layers(record)
+    for summary in summaries:
+        console.print(layer_tables.layers_table(summary))
+    for ceilings in (record["ceilings"], *record["other_ceilings"]):
+        console.print(layer_tables.ceilings_line(ceilings), highlight=False, soft_wrap=True)
+    console.print(layer_tables.layer_memory_table(record))
+    console.print(f"results: {escape(str(path))}", highlight=False, soft_wrap=True)
+    if summaries:
+        from bench.layer_charts import draw_layer_charts
+
+        for chart in draw_layer_charts(path, out / "charts"):
+            console.print(f"chart: {escape(str(chart))}", highlight=False, soft_wrap=True)
+    for row in record["rows"]:
+        if row["reason"]:
+            print(f"{row['id']}: {row['reason']}", file=sys.stderr)
+    for warning in record["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if any(row["reason"] for row in record["rows"]):
         raise typer.Exit(1)
 
 
@@ -181,6 +242,7 @@ def kernels_command(
     target: Annotated[
         str, typer.Option(help="sm_75, sm_80, sm_90 or sm_100: that one in full; or all.", metavar="TARGET")
     ] = "all",
+    out: Annotated[Path | None, typer.Option(help="Folder for runs/: also write a file.")] = None,
 ) -> None:
     """Compile every GPU kernel without a GPU: registers, spills, occupancy and inner loop of each."""
     from bench import kernels
@@ -188,6 +250,7 @@ def kernels_command(
     infos = _find_backends(backend)
     targets = kernels.find_targets(target)
     kernels.check_compilers()
+    runs = prepare_folder(out) if out else None
     uses = kernels.merged_uses(infos)
     faults = kernels.uncovered_kernels(infos)
     compiled = {}
@@ -206,6 +269,11 @@ def kernels_command(
                 compiled[places[id(use)], answer.target] = answer
                 faults += [f"{version}: {fault}" for fault in kernels.faults(answer)]
     _wide_console().print(tables.kernels_table(uses, compiled, target_names))
+    if runs:
+        from bench.kernel_records import kernels_record, write_kernels
+
+        record = kernels_record(uses, compiled, target_names, faults, ["convbench", *sys.argv[1:]])
+        print(f"results: {write_kernels(record, runs)}")
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
     if faults:
@@ -248,20 +316,92 @@ def describe(
             _wide_console().print(work)
 
 
+@app.command("readme")
+def readme_command(
+    file: Annotated[
+        Path | None, typer.Argument(help="Results file; the one that the README names by default.", metavar="FILE")
+    ] = None,
+    readme: Annotated[Path, typer.Option(help="The README.")] = Path("README.md"),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if it is stale.")] = False,
+) -> None:
+    """Write the README's chart and table of results, between its two markers, from a results file."""
+    from bench.readme import named_file, replace, written
+
+    present, wanted = written(readme, file or named_file(readme))
+    if present == wanted:
+        print(f"{readme} says what its results file does")
+    elif check:
+        print(f"{readme} is stale: convbench readme writes it anew", file=sys.stderr)
+        raise typer.Exit(1)
+    else:
+        replace(readme, wanted)
+        print(f"{readme} is written anew")
+
+
 @app.command()
 def plot(
     files: Annotated[list[Path], typer.Argument(help="Results files.", metavar="FILE...")],
     out: Annotated[Path | None, typer.Option(help="Folder; by default charts/ beside the file's runs/.")] = None,
 ) -> None:
     """Draw the charts of results files again."""
+    from bench import layers
     from bench.charts import draw_charts
-    from bench.records import read_record
+    from bench.layer_charts import draw_layer_charts
+    from bench.records import read_json, read_record
 
-    for path in files:
-        read_record(path)  # all of them before any is drawn
-    for path in files:
-        for chart in draw_charts(path, out or path.resolve().parent.parent / "charts"):
+    of_layers = [read_json(path)["schema"] == layers.SCHEMA for path in files]
+    for path, is_layers in zip(files, of_layers, strict=True):
+        layers.read_layers(path) if is_layers else read_record(path)  # all of them before any is drawn
+    for path, is_layers in zip(files, of_layers, strict=True):
+        draw = draw_layer_charts if is_layers else draw_charts
+        for chart in draw(path, out or path.resolve().parent.parent / "charts"):
             print(f"chart: {chart}")
+
+
+@app.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="Files of run, layers and kernels.", metavar="FILE...")],
+    out: Annotated[Path, typer.Option(help="The page, .html; never written over another file.", metavar="PAGE.html")],
+    force: Annotated[bool, typer.Option("--force", help="Write over an older page.")] = False,
+) -> None:
+    """Write one self-contained HTML page from results files."""
+    from bench.report import write_report
+
+    print(f"page: {write_report(files, out, force=force)}")
+
+
+@app.command("compare")
+def compare_command(
+    old: Annotated[Path, typer.Argument(help="Of run, layers or pytest-benchmark.", metavar="OLD")],
+    new: Annotated[Path, typer.Argument(help="Of the same kind.", metavar="NEW")],
+    alpha: Annotated[float, typer.Option(help="Largest chance of one false alarm in the whole comparison.")] = 0.05,
+    effect: Annotated[float, typer.Option(help="Least difference of medians that counts; 0.05 is 5 %.")] = 0.05,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", help="Compare although it differs: machine, gpu, threads, data, math.", metavar="WHAT"),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option("--fail-on", help="Exit with 1 if any row is: slower, unclear, missing.", metavar="VERDICT"),
+    ] = None,
+) -> None:
+    """Say of each row in two files of measurements: SAME, FASTER, SLOWER or UNCLEAR.
+
+    By a Mann-Whitney U test with Holm's correction for the number of rows, a least effect, and a bootstrap interval.
+    """
+    from bench import compare
+
+    fail_on = fail_on or []
+    found = compare.compare_files(old, new, alpha=alpha, effect=effect, allow=allow or [], fail_on=fail_on)
+    console = _wide_console()
+    console.print(compare.comparison_table(found))
+    for line in compare.comparison_lines(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    failed = {what: rows for what in dict.fromkeys(fail_on) if (rows := found.failing(what))}
+    for what, rows in failed.items():
+        print(f"{what}: {', '.join(rows)}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -330,10 +470,23 @@ def _progress(*, disable: bool) -> Progress:
     )
 
 
-def _wide_console() -> Console:
+def _reporter(bar: Progress, total: int, *, quiet: bool) -> Callable[[str], None]:
+    """What moves the bar on by one and says what is being done, in lines where there is no terminal."""
+    task = bar.add_task("starting", total=total)
+    begun = itertools.count()
+
+    def report(what: str) -> None:
+        bar.update(task, description=what, completed=next(begun))
+        if not bar.console.is_terminal and not quiet:
+            bar.console.print(what, highlight=False)
+
+    return report
+
+
+def _wide_console(*, quiet: bool = False) -> Console:
     """Standard output; a file or a pipe has no width of its own, and gets that of the wide tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_COLUMNS)
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=TABLE_COLUMNS, quiet=quiet)
 
 
 def _check_threads(threads: int | None) -> int:

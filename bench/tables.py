@@ -11,11 +11,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bench.layers import planned_buffers
 from bench.records import RunRecord, Summary, summarise
 from common.architecture import Architecture, receptive_fields
 from common.backend import Device
 from common.device import DeviceStatus
-from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
+from common.network import flat_offsets, parameter_shapes
 from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, elementwise_work
 from versions.registry import BASELINE, REGISTRY, BackendInfo, find
 
@@ -131,15 +132,7 @@ def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo,
     for name in ("buffer", "shape", "purpose"):
         table.add_column(name)
     table.add_column("MB", justify="right")
-    shapes = parameter_shapes(architecture, info.layout)
-    _, length = flat_offsets(shapes)
-    plans = [
-        BufferPlan("parameters", (length,), "weights and biases"),
-        BufferPlan("gradients", (length,), "their gradients"),
-        *plan_activations(architecture, batch_size, info.layout),
-    ]
-    workspace = info.workspace(architecture, batch_size, device, threads)
-    plans += [BufferPlan(name, shape, "workspace") for name, shape in workspace.items()]
+    plans = planned_buffers(info, architecture, batch_size, device, threads)
     for plan in plans:
         table.add_row(plan.name, " x ".join(map(str, plan.shape)), plan.purpose, f"{plan.bytes / 1e6:,.2f}")
     total = sum(plan.bytes for plan in plans)
