@@ -53,9 +53,8 @@ def measure(
     with _busy(load):
         for number in range(runs):
             found.append(_one_run(command))
-            low, high = found[-1]["interval"]
-            print(f"run {number + 1}: {found[-1]['ratio']:.3f} ({low:.3f} to {high:.3f})", flush=True)
-    held = sum(run["interval"][0] <= 1 <= run["interval"][1] for run in found)
+            print(f"run {number + 1}: {_words(found[-1])}", flush=True)
+    held = sum("failed" not in run and run["interval"][0] <= 1 <= run["interval"][1] for run in found)
     print(f"the interval held 1.0 in {held} of {runs} runs")
     if folder is not None:
         threads = usable_cores()
@@ -73,7 +72,7 @@ def measure(
 
 
 def _one_run(command: list[str]) -> dict[str, Any]:
-    """Run once; the ratio of the second row's speed to the first's, its interval, and the samples."""
+    """Run once; the ratio of the second row's speed to the first's, its interval, and the samples, or why it failed."""
     with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
         done = subprocess.run(
             [sys.executable, "-m", "bench", *command, "--out", scratch],
@@ -85,7 +84,7 @@ def _one_run(command: list[str]) -> dict[str, Any]:
         files = list((Path(scratch) / "runs").glob("*.json"))
         if done.returncode or len(files) != 1:
             reasons = [line for line in done.stderr.splitlines() if not line.startswith("warning:")]
-            sys.exit(f"a run failed: {'; '.join(reasons[-2:])}")
+            return {"failed": "; ".join(reasons[-2:])}
         record = read_record(files[0])
     first, second = summarise(record.rows, record.rows[0].backend)
     return {
@@ -95,6 +94,13 @@ def _one_run(command: list[str]) -> dict[str, Any]:
         "warnings": record.warnings,
         "conditions": record.conditions,
     }
+
+
+def _words(run: dict[str, Any]) -> str:
+    if "failed" in run:
+        return f"failed: {run['failed']}"
+    low, high = run["interval"]
+    return f"{run['ratio']:.3f} ({low:.3f} to {high:.3f})"
 
 
 @contextmanager

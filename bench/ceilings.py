@@ -23,10 +23,13 @@ from common.backend import Device, Math
 MARGIN = 1.10
 """How far above a ceiling a speed may lie before it is suspicious: the ceiling is a measurement too."""
 
+BEYOND_CACHE = 4
+"""How many times the last cache an operation has to move before what lies in there hardly helps it."""
+
 CPU_OWN_GEMM, CPU_SHARED_GEMM = 768, 2048  # sides of the square matrices
 CPU_VECTOR = 32 * 1024 * 1024  # floats: 128 MiB
 GPU_GEMM = 8192
-GPU_VECTOR = 128 * 1024 * 1024  # floats: 512 MiB, ten times the largest L2
+GPU_VECTOR = 128 * 1024 * 1024  # floats: 512 MiB, several times the largest L2
 ROUNDS = 20  # short ones: on a busy machine, some fall between what else it does
 
 
@@ -66,13 +69,13 @@ class Ceilings:
     def suspicion(self, operation: Operation, seconds: float) -> str:
         """Why such a time cannot be believed; empty where it can.
 
-        Memory speeds are only held to the ceiling where the operands cannot lie in the last cache.
+        Memory speeds are only held to the ceiling where the operands are far larger than the last cache.
         """
         rate = operation.flops / seconds
         if rate > MARGIN * self.gemm_flop_per_s:
             return f"suspicious: {rate / 1e9:,.1f} GFLOP/s, above the measured {self.gemm_flop_per_s / 1e9:,.1f}"
         rate = operation.least_bytes / seconds
-        beyond_cache = self.cache_bytes is not None and operation.least_bytes > self.cache_bytes
+        beyond_cache = self.cache_bytes is not None and operation.least_bytes > BEYOND_CACHE * self.cache_bytes
         if beyond_cache and rate > MARGIN * self.memory_bytes_per_s:
             return f"suspicious: {rate / 1e9:,.1f} GB/s, above the measured {self.memory_bytes_per_s / 1e9:,.1f}"
         return ""

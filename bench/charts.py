@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from bench.peers import PEERS
 from bench.records import Row, RunRecord, Summary, read_record, summarise
 from common.errors import UsageError
 from versions.registry import BASELINE, names
@@ -116,7 +117,9 @@ def _canvas(bars: int) -> tuple[Figure, plt.Axes]:
 
 
 def _bar(axes: plt.Axes, position: int, summary: Summary, length: float) -> None:
-    order = names().index(summary.row.backend) if summary.row.backend in names() else position
+    # Each keeps its colour in every chart.
+    known = [*names(), *(peer.name for peers in PEERS.values() for peer in peers)]
+    order = known.index(summary.row.backend) if summary.row.backend in known else position
     colour, hatch = COLOURS[order % len(COLOURS)], HATCHES[order % len(HATCHES)]
     axes.barh(position, length, height=0.6, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
 

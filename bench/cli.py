@@ -30,7 +30,7 @@ from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
 DEFAULTS = {"cpu": (128, 6), "gpu": (50_000, 5)}  # samples and epochs: enough epochs for an interval
-LAYER_ROUNDS = {"cpu": 5, "gpu": 20}
+LAYER_ROUNDS = {"cpu": 8, "gpu": 20}  # enough for a difference between two files to show
 FULL_EPOCH = 50_000
 TABLE_COLUMNS = 132  # of a wide table where there is no terminal
 CHECKED_BATCH = 64  # the whole step that ``check`` verifies; ``run`` verifies the sizes it will time
@@ -140,7 +140,7 @@ def layers_command(
     math: MathOption = "fp32",
     threads: Threads = None,
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
-    rounds: Annotated[int | None, typer.Option(help="Steps timed in turn; 5 on a CPU, 20 on a GPU.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Steps timed in turn; 8 on a CPU, 20 on a GPU.")] = None,
     seed: Annotated[int, typer.Option(help="Of the weights, the order and the photo crops.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for runs/ and charts/.")] = Path("results"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,

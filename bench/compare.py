@@ -75,6 +75,9 @@ class Comparison:
     missing: list[str]
     """Rows that have a time in OLD and none in NEW."""
     notes: list[str] = field(default_factory=list)
+    """What else differs between the files."""
+    warnings: list[str] = field(default_factory=list)
+    """What was wrong when either was measured."""
 
     @property
     def summary(self) -> str:
@@ -126,7 +129,6 @@ def compare(old: Measured, new: Measured, *, alpha: float, effect: float, allow:
     software = {**old.software, **new.software}
     changed = [name for name in software if old.software.get(name) != new.software.get(name)]
     notes += [f"{name}: {_said(old.software.get(name))} -> {_said(new.software.get(name))}" for name in changed]
-    notes += [f"{which}: {remark}" for which, file in (("OLD", old), ("NEW", new)) for remark in file.remarks]
 
     pairs, not_timed = {}, {}
     for name in common:
@@ -146,6 +148,7 @@ def compare(old: Measured, new: Measured, *, alpha: float, effect: float, allow:
         only_new=[name for name in new.rows if name not in old.rows],
         missing=[name for name in had_time if name not in new.rows or new.rows[name].reason],
         notes=notes,
+        warnings=[f"{which}: {remark}" for which, file in (("OLD", old), ("NEW", new)) for remark in file.remarks],
     )
 
 
@@ -248,7 +251,8 @@ def p_value(old: Sequence[float], new: Sequence[float]) -> float:
     tied = len({*old, *new}) < len(old) + len(new)
     if tied and math.comb(len(old) + len(new), len(old)) <= MOST_ARRANGEMENTS:
         method = stats.PermutationMethod(n_resamples=MOST_ARRANGEMENTS)
-    found = float(stats.mannwhitneyu(old, new, alternative="two-sided", method=method).pvalue)
+    first, second = sorted((list(old), list(new)))  # rounding, too, is then the same from both sides
+    found = float(stats.mannwhitneyu(first, second, alternative="two-sided", method=method).pvalue)
     return max(found, least_p(len(old), len(new)))  # the normal approximation can promise more than there is
 
 
@@ -298,7 +302,7 @@ def _interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]
 def comparison_table(comparison: Comparison) -> Table:
     """One line a row of both files; fits 100 columns."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("name", overflow="fold", max_width=36)
+    table.add_column("name", overflow="fold", max_width=35)
     for name in ("old\nmedian", "new\nmedian", "new /\nold", f"{100 * CONFIDENCE:.0f} %\ninterval", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -333,7 +337,9 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     lines += [f"not timed, {name}: {reason}" for name, reason in comparison.not_timed.items()]
     for which, names in (("OLD", comparison.only_old), ("NEW", comparison.only_new)):
         lines += [f"only in {which}: {_some(names)}"] if names else []
-    return [*lines, *(f"note: {note}" for note in comparison.notes), comparison.summary]
+    lines += [f"note: {note}" for note in comparison.notes]
+    lines += [f"warning: {warning}" for warning in comparison.warnings]
+    return [*lines, comparison.summary]
 
 
 def _corrected(rows: int) -> str:

@@ -1,16 +1,17 @@
 """The state of the machine around a measurement: what it was doing, and how fast it was allowed to go.
 
-Read before and after the timed part. A machine that is busy, throttled or clocked differently afterwards is not an
-error, but it is said aloud: ``condition_warnings`` turns the two readings into lines for the table and the file.
+Read right before the timed part and right after it, while a GPU is still warm. A machine that is busy, throttled or
+clocked lower afterwards is not an error, but it is said aloud: ``condition_warnings`` turns the two readings into lines
+for the table and the file.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import psutil
 
-from bench.environment import usable_cores
 from common.backend import Device
 from common.device import nvml_gpu
 
@@ -28,16 +29,16 @@ THROTTLE_REASONS = {
 
 
 def conditions(device: Device) -> dict[str, Any]:
-    """Load and clocks now; on a GPU also what NVML has: clocks, temperature, power and throttle reasons.
+    """Load now; on a GPU also what NVML has: clocks, temperature, power and throttle reasons.
 
     What the system does not tell is None. ``cpu_busy_share`` is the cores' share in use over a fifth of a second, taken
     while nothing of a run is being timed.
     """
-    busy = psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)
-    frequency = _or_none(psutil.cpu_freq)
+    cores = psutil.cpu_percent(interval=0.2, percpu=True)
+    ours = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(len(cores))
+    shares = [cores[core] / 100 for core in ours if core < len(cores)]
     found: dict[str, Any] = {
-        "cpu_busy_share": round(min(1.0, busy / usable_cores()), 3),
-        "cpu_mhz": round(frequency.current) if frequency else None,
+        "cpu_busy_share": round(sum(shares) / len(shares), 3) if shares else None,
         "load_1_min": round(psutil.getloadavg()[0], 2),
     }
     if device == "gpu":
@@ -77,24 +78,15 @@ def condition_warnings(before: dict[str, Any], after: dict[str, Any]) -> list[st
     """What of the two readings should make a reader careful, a line each."""
     warnings = []
     busy = before["cpu_busy_share"]
-    if busy > BUSY_SHARE:
+    if busy is not None and busy > BUSY_SHARE:
         warnings.append(f"other work kept {100 * busy:.0f} % of the cores busy before the measurement began")
     gpu_before, gpu_after = before.get("gpu") or {}, after.get("gpu") or {}
     reasons = {*(gpu_before.get("throttle_reasons") or ()), *(gpu_after.get("throttle_reasons") or ())}
     if reasons:
         warnings.append(f"the GPU was held back: {', '.join(sorted(reasons))}")
-    for what, name, first, last in (
-        ("CPU", "clock", before["cpu_mhz"], after["cpu_mhz"]),
-        ("GPU", "memory clock", gpu_before.get("memory_clock_mhz"), gpu_after.get("memory_clock_mhz")),
-    ):
-        if first and last and abs(last - first) > CLOCK_CHANGE * first:
-            warnings.append(f"the {what}'s {name} went from {first:,} to {last:,} MHz")
+    for name, key in (("memory clock", "memory_clock_mhz"), ("clock", "sm_clock_mhz")):
+        first, last = gpu_before.get(key), gpu_after.get(key)
+        # A clock that rises has only left its idle state.
+        if first and last and last < (1 - CLOCK_CHANGE) * first:
+            warnings.append(f"the GPU's {name} fell from {first:,} to {last:,} MHz")
     return warnings
-
-
-def _or_none(ask: Any) -> Any:
-    """The answer, or None on a system that has none."""
-    try:
-        return ask()
-    except (OSError, RuntimeError, NotImplementedError, AttributeError):
-        return None

@@ -15,7 +15,7 @@ from common.backend import Device
 from common.device import ROOT, child_environment, cpu_name, nvml_gpu, usable_cores
 
 CODE = ("bench", "common", "versions", "pyproject.toml")
-LIBRARIES = ("numpy", "numba", "scipy", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x")
+LIBRARIES = ("numpy", "numba", "scipy", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "torch")
 WORKER_NUMBA_OPT = "2"
 """LLVM's level for the workers: level 2 compiles parallel loops faster than Numba's default, 3; recorded."""
 

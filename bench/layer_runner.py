@@ -106,7 +106,6 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
             "seed": config.seed,
         },
     }
-    before = conditions(config.device)
     workers: dict[str, Worker] = {}
     try:
         verify_rows(config, rows, workers, report)
@@ -115,7 +114,9 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
         with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
             pictures = Path(scratch) / "images.npy"
             np.save(pictures, images)
+            before = conditions(config.device)
             _time(config, rows, workers, pictures, report)
+            after = conditions(config.device)
         close_all(workers)
         for row in rows:
             describe_work(row, architecture, config.batch_size)
@@ -128,7 +129,6 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
     finally:
         with sigint_ignored():
             close_all(workers)
-    after = conditions(config.device)
     record |= {
         "ceilings": ceilings[0],
         "other_ceilings": ceilings[1:],

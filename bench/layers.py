@@ -17,10 +17,10 @@ from typing import Any
 
 from bench.ceilings import SPEEDS, Ceilings
 from bench.environment import machine_slug
-from bench.operations import WHOLE_STEP, Operation
+from bench.operations import WHOLE_STEP, Operation, step_operations
 from bench.records import read_json, write_json
 from bench.statistics import NOISY_SPREAD, spread
-from common.architecture import Architecture
+from common.architecture import Architecture, autoencoder
 from common.backend import Device
 from common.errors import UsageError
 from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
@@ -41,6 +41,7 @@ BUDGET_MB = {
 
 DIRECTIONS = ("forward", "backward", "other")
 RESTS = ("stage_forward_rest", "stage_backward_rest")
+KNOWN = (*RESTS, *dict.fromkeys(operation.name for operation in step_operations(autoencoder(), 1)))
 FORWARD = ("forward", "maxpool", "upsample", RESTS[0])
 
 
@@ -288,6 +289,11 @@ def _check_row(row: dict[str, Any], maths: set[str]) -> None:
     _want(isinstance(row["verified"], bool), f"verified of {row['id']} must be true or false")
     _want(_is_count(row["checks"]), f"checks of {row['id']} must be a count")
     steps, operations = row["step_s"], row["operations"]
+    for entry in operations:
+        _want(
+            entry["operation"] in KNOWN,
+            f"{row['id']} has an unknown operation {entry['operation']!r}: {', '.join(KNOWN)}",
+        )
     _want(isinstance(steps, list) and isinstance(operations, list), f"steps of {row['id']} must be lists")
     _want(row["verified"] or not (steps or operations), f"{row['id']} has times but was not verified")
     _want(all(_is_number(value) and value > 0 for value in steps), f"{row['id']} has a time that is none")

@@ -159,8 +159,9 @@ class TorchTrainer:
 
     def reconstruct(self, count: int) -> np.ndarray:
         """What the network makes of the first ``count`` pictures: float32 (count, C, H, W)."""
+        n = min(count, self.samples, self.batch_size)
         with self._torch.no_grad():
-            return self.model(self.pictures(slice(0, count))).contiguous().cpu().numpy()
+            return self.model(self.pictures(slice(0, n))).contiguous().cpu().numpy()
 
     def read(self, *, gradients: bool) -> dict[str, np.ndarray]:
         """Every parameter, or its gradient, in canonical order."""

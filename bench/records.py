@@ -215,7 +215,7 @@ def read_record(path: Path) -> RunRecord:
         fields = {name: value for name, value in data.items() if name not in ("schema", "rows")}
         record = RunRecord(rows=[Row(**row) for row in data["rows"]], **fields)
         _check(record)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise UsageError(f"{path} is not a valid results file: {reason}") from error
     return record

@@ -36,8 +36,8 @@ from versions.registry import BASELINE, BackendInfo
 
 VERIFIED_AT_ONCE = 2
 CEILING_ATTEMPTS = 5
-PEER_LOSS_TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2}
-"""How far, relatively, a peer's first epoch may be from the versions' in its mean loss."""
+LOSS_TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2}
+"""How far, relatively, the mean losses of an epoch may lie apart."""
 
 Report = Callable[[str], None]
 
@@ -172,7 +172,6 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
         for row_id, info in config.contestants.items()
     ]
     environment = describe_environment(config.device, config.threads, command_line)
-    before = conditions(config.device)
     record = RunRecord(
         environment=environment,
         config={
@@ -187,7 +186,6 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
         },
         rows=rows,
         started=start_time(),
-        conditions={"before": before},
         originals_png=strip_png(data.images[: min(SHOWN, config.batch_size)]),
     )
     workers: dict[str, Worker] = {}
@@ -197,7 +195,7 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
         with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
             images = Path(scratch) / "images.npy"
             np.save(images, data.images)
-            _time(config, rows, workers, images, report)
+            _time(config, record, workers, images, report)
         for row in rows:
             if row.id in workers:
                 with contextlib.suppress(WorkerError):  # its times stand; only the pictures are missing
@@ -213,8 +211,8 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
         # A second Ctrl-C must not leave processes behind, nor cost the record.
         with sigint_ignored():
             close_all(workers)
-    record.conditions["after"] = conditions(config.device)
-    record.warnings += condition_warnings(before, record.conditions["after"])
+    if record.conditions:
+        record.warnings += condition_warnings(record.conditions["before"], record.conditions["after"])
     for row in rows:
         if row.epoch_s:
             row.images_per_s = len(data.images) / float(np.median(row.epoch_s))
@@ -259,7 +257,7 @@ def _judge(config: RunConfig, record: RunRecord, report: Report) -> None:
     rates = {row.id: flops / float(np.median(row.epoch_s)) for row in record.rows if row.finished}
     for _ in range(CEILING_ATTEMPTS):
         record.ceilings = _ceilings(config, record, report)
-        if record.ceilings is None:
+        if record.ceilings is None or any("ceilings could not" in warning for warning in record.warnings):
             return
         ceiling = record.ceilings["gemm_flop_per_s"]
         too_fast = [row for row in record.rows if rates.get(row.id, 0) > MARGIN * ceiling]
@@ -317,19 +315,39 @@ def record_verification(row: Row, answer: dict[str, Any]) -> None:
         row.reason = f"failed verification: {answer['failures'][0]}{more}"
 
 
-def _time(config: RunConfig, rows: list[Row], workers: dict[str, Worker], images: Path, report: Report) -> None:
+def _time(config: RunConfig, record: RunRecord, workers: dict[str, Worker], images: Path, report: Report) -> None:
+    rows = record.rows
     for row in rows:
         if row.verified:
             report(f"{row.id}: first epoch, compiling")
             workers[row.id] = Worker(config.contestants[row.id], config, images)
             _epoch(row, workers, first=True)
             _compare_first_loss(row, rows, workers)
+    before = conditions(config.device)
     for epoch in range(config.epochs):
         # Forth and back, so that none is always timed after the same other one.
         for row in rows if epoch % 2 == 0 else reversed(rows):
             if row.id in workers:
                 report(f"{row.id}: epoch {epoch + 1} of {config.epochs}")
                 _epoch(row, workers)
+    record.conditions = {"before": before, "after": conditions(config.device)}
+    _compare_losses(rows)
+
+
+def _compare_losses(rows: list[Row]) -> None:
+    """Take out every row whose losses, epoch by epoch, are not those of the others in the same arithmetic.
+
+    The first finished row is what the others are held to: it was verified, and a version that leaves work out from its
+    second epoch on would be fast and finite.
+    """
+    for math_used in {row.math for row in rows}:
+        finished = [row for row in rows if row.finished and row.math == math_used]
+        for row in finished[1:]:
+            first = finished[0]
+            for epoch, (ours, theirs) in enumerate(zip(first.loss, row.loss, strict=False)):
+                if abs(theirs - ours) > LOSS_TOLERANCE[math_used] * abs(ours):
+                    row.reason = f"suspicious: loss {theirs:.6g} in epoch {epoch}, {first.id} has {ours:.6g}"
+                    break
 
 
 def _compare_first_loss(row: Row, rows: list[Row], workers: dict[str, Worker]) -> None:
@@ -337,7 +355,7 @@ def _compare_first_loss(row: Row, rows: list[Row], workers: dict[str, Worker]) -
     ours = next((other.loss[0] for other in rows if not other.peer and other.loss and not other.reason), None)
     if not row.peer or ours is None or row.id not in workers:
         return
-    if abs(row.loss[0] - ours) > PEER_LOSS_TOLERANCE[row.math] * ours:
+    if abs(row.loss[0] - ours) > LOSS_TOLERANCE[row.math] * ours:
         row.reason = f"failed verification: a first epoch with loss {row.loss[0]:.6g}, the versions' is {ours:.6g}"
         row.verified, row.first_epoch_s = False, None
         workers.pop(row.id).close()

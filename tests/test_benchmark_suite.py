@@ -327,7 +327,9 @@ def test_the_work_of_a_piece_is_that_of_its_operations():
     assert convolutions <= encode < 1.01 * convolutions
 
 
-@pytest.mark.parametrize(("second", "suspicious"), [(1e9, "suspicious: 5 GFLOP/s, above the measured 1"), (5e9, None)])
+@pytest.mark.parametrize(
+    ("second", "suspicious"), [(1e9, "suspicious: 5.0 GFLOP/s, above the measured 1.0"), (5e9, None)]
+)
 def test_a_figure_above_the_ceiling_is_measured_against_it_twice(monkeypatch, second, suspicious):
     measured = iter([1e9, second])
     monkeypatch.setattr(

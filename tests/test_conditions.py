@@ -7,7 +7,7 @@ import pytest
 from bench import conditions as module
 from bench.conditions import condition_warnings, conditions, throttle_reasons
 
-QUIET = {"cpu_busy_share": 0.01, "cpu_mhz": 3000, "load_1_min": 0.1}
+QUIET = {"cpu_busy_share": 0.01, "load_1_min": 0.1}
 
 
 def test_a_quiet_machine_is_not_warned_about():
@@ -18,9 +18,8 @@ def test_a_quiet_machine_is_not_warned_about():
     ("before", "after", "wanted"),
     [
         ({"cpu_busy_share": 0.6}, {}, "60 %"),
-        ({}, {"cpu_mhz": 2000}, "from 3,000 to 2,000 MHz"),
         ({}, {"gpu": {"throttle_reasons": ["software power cap"]}}, "held back: software power cap"),
-        ({"gpu": {"memory_clock_mhz": 2600}}, {"gpu": {"memory_clock_mhz": 1600}}, "GPU's memory clock"),
+        ({"gpu": {"memory_clock_mhz": 2600}}, {"gpu": {"memory_clock_mhz": 1600}}, "memory clock fell from 2,600"),
     ],
 )
 def test_what_disturbs_is_said(before, after, wanted):

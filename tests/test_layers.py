@@ -312,7 +312,7 @@ def test_operations_that_take_longer_than_the_step_are_shown_as_they_are():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"scale": 0.4}, "above the measured 200, in conv1-forward"),
+        ({"scale": 0.4}, "above the measured 200.0, in conv1-forward"),
         ({"step_s": [0.01] * 3}, "over the whole step"),
     ],
 )

@@ -58,6 +58,20 @@ def test_a_row_faster_than_the_machine_is_not_believed(monkeypatch):
     assert not too_fast.finished
 
 
+def test_a_row_that_stops_doing_the_work_is_not_believed():
+    honest, lazy = a_row("v1", 1.0, epoch_s=[2.0, 2.0]), a_row("v2", 1.0, epoch_s=[1.0, 1.0])
+    other_math = a_row("v4", 1.0, epoch_s=[1.0, 1.0])
+    honest.loss, lazy.loss, other_math.loss, other_math.math = (
+        [1.0, 0.5, 0.25],
+        [1.0, 0.5, 0.5],
+        [1.0, 0.5, 0.24],
+        "tf32",
+    )
+    runner._compare_losses([honest, lazy, other_math])
+    assert (honest.reason, other_math.reason) == ("", "")
+    assert "loss 0.5 in epoch 2, v1 has 0.25" in lazy.reason
+
+
 def test_a_ceiling_lowered_by_other_work_accuses_nobody(monkeypatch):
     row = a_row("v4", 1.0, epoch_s=[0.5])
     record = RunRecord({}, {"samples": 64}, [row], "now")

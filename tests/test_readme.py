@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from statistics import median
 
 import pytest
 
+from bench import cli
 from bench.charts import draw_charts
 from bench.readme import BEGIN, END, named_file, replace, written
 from bench.records import prepare_folder, write_record
@@ -97,6 +99,18 @@ def test_what_cannot_be_linked_or_shown_is_refused(small, tmp_path_factory):
     next((readme.parent / "results" / "charts").glob("*_speedup.png")).unlink()
     with pytest.raises(UsageError, match="convbench plot"):
         written(readme, results)
+
+
+def test_check_writes_nothing_and_ends_with_1(small, monkeypatch, capsys):
+    readme, results = small
+    stale = readme.read_bytes()
+    ends = []
+    for arguments in (["--check", results], [results], ["--check"], ["--check", readme]):
+        monkeypatch.setattr(sys, "argv", ["convbench", "readme", "--readme", str(readme), *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        ends.append((ended.value.code, readme.read_bytes() == stale, capsys.readouterr().err.count("\n")))
+    assert ends == [(1, True, 1), (0, False, 0), (0, False, 0), (2, False, 1)]
 
 
 def test_the_ratio_to_pytorch_is_the_files():

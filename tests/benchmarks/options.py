@@ -154,6 +154,7 @@ def pytest_configure(config):
     if config.getoption("benchmark_only") and "--benchmark-disable" not in given:
         config.option.benchmark_enable = True
     if is_timed(config):
+        config.option.benchmark_save_data = True  # without the samples, saved files cannot be compared
         # As in the processes of ``convbench run``. Numba and CUDA read these when they are first imported.
         os.environ.update({name: worker_environment(1)[name] for name in FIXED_AT_IMPORT})
     try:
