@@ -12,7 +12,6 @@ import math
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from bench.runner import (
     Worker,
     WorkerError,
     close_all,
+    first_apart,
     sigint_ignored,
     verify_rows,
 )
@@ -107,6 +107,7 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
         },
     }
     workers: dict[str, Worker] = {}
+    late: list[str] = []
     try:
         verify_rows(config, rows, workers, report)
         report("measuring what the machine can do")
@@ -123,7 +124,11 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
         report("measuring what the machine can do")
         for _ in range(CEILING_ATTEMPTS):
             # A busy machine shows low ceilings: they are measured again before any row is called suspicious.
-            ceilings = higher(ceilings, measured_ceilings(config))
+            try:
+                ceilings = higher(ceilings, measured_ceilings(config))
+            except WorkerError as error:  # what was measured before the steps stands
+                late.append(f"after the steps, {error}")
+                break
             if not any(above_ceilings(ceilings, row) for row in rows):
                 break
     finally:
@@ -133,7 +138,7 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
         "ceilings": ceilings[0],
         "other_ceilings": ceilings[1:],
         "conditions": {"before": before, "after": after},
-        "warnings": condition_warnings(before, after),
+        "warnings": [*late, *condition_warnings(before, after)],
         "rows": [{name: value for name, value in asdict(row).items() if name != "unclean"} for row in rows],
         "notes": NOTES,
     }
@@ -249,12 +254,16 @@ def judge(record: dict[str, Any]) -> None:
         if row["step_s"] and not row["reason"]:
             row["reason"] = suspicion(summarise_row(record, row))
     believed = [row for row in record["rows"] if row["step_s"] and not row["reason"]]
-    for place in range(min((len(row["losses"]) for row in believed), default=0)):
-        middle = median(row["losses"][place] for row in believed)
-        for row in believed:
-            loss = row["losses"][place]
-            if not row["reason"] and abs(loss - middle) > FULL_STEP_TOLERANCE[row["math"]] * middle:
-                row["reason"] = f"suspicious: loss {loss:.6g} at step {place + 1}, the versions' median is {middle:.6g}"
+    for math_used in {row["math"] for row in believed}:
+        alike = [row for row in believed if row["math"] == math_used]
+        first = alike[0]
+        for row in alike:
+            place = first_apart(first["losses"], row["losses"], FULL_STEP_TOLERANCE[math_used])
+            if place is not None:
+                losses = (
+                    f"{row['losses'][place]:.6g} at step {place + 1}, {first['id']} has {first['losses'][place]:.6g}"
+                )
+                row["reason"] = f"suspicious: loss {losses}"
 
 
 def _warnings(record: dict[str, Any], rows: list[LayerRow]) -> list[str]:

@@ -344,10 +344,18 @@ def _compare_losses(rows: list[Row]) -> None:
         finished = [row for row in rows if row.finished and row.math == math_used]
         for row in finished[1:]:
             first = finished[0]
-            for epoch, (ours, theirs) in enumerate(zip(first.loss, row.loss, strict=False)):
-                if abs(theirs - ours) > LOSS_TOLERANCE[math_used] * abs(ours):
-                    row.reason = f"suspicious: loss {theirs:.6g} in epoch {epoch}, {first.id} has {ours:.6g}"
-                    break
+            if (epoch := first_apart(first.loss, row.loss, LOSS_TOLERANCE[math_used])) is not None:
+                row.reason = (
+                    f"suspicious: loss {row.loss[epoch]:.6g} in epoch {epoch}, {first.id} has {first.loss[epoch]:.6g}"
+                )
+
+
+def first_apart(ours: list[float], theirs: list[float], tolerance: float) -> int | None:
+    """Where two courses of losses first lie further apart than the tolerance, relatively, or are no numbers."""
+    for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+        if not abs(b - a) <= tolerance * abs(a):
+            return place
+    return None
 
 
 def _compare_first_loss(row: Row, rows: list[Row], workers: dict[str, Worker]) -> None:
