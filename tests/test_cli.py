@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from common.device import device_status
-from versions.registry import names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -144,6 +143,7 @@ def test_list_describe_and_doctor(tmp_path):
 def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     options = ["--device", "cpu", "--samples", "6", "--batch-size", "4", "--epochs", "2", "--seed", "3"]
+    options += ["--backend", "v1", "--backend", "v4"]
     return folder, convbench("run", *options, cwd=folder)
 
 
@@ -161,7 +161,7 @@ def test_run_writes_a_complete_results_file(finished_run):
     assert (
         data["config"] | {"data": "photos", "samples": 6, "batch_size": 4, "seed": 3, "math": "fp32"} == data["config"]
     )
-    assert [row["backend"] for row in data["rows"]] == names()
+    assert [row["backend"] for row in data["rows"]] == ["v1", "v4"]
     for row in data["rows"]:
         assert row["verified"] is True
         assert row["reason"] == ""
@@ -209,7 +209,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_finished(tmp_path):
             stderr=stderr,
             text=True,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while "epoch 3 of" not in errors.read_text():
         assert process.poll() is None, errors.read_text()
         assert time.monotonic() < deadline
