@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from bench.environment import machine_label
 from bench.peers import PEERS
 from bench.records import Row, RunRecord, Summary, read_record, summarise
 from common.errors import UsageError
@@ -46,14 +47,18 @@ def draw_charts(results: Path, folder: Path) -> list[Path]:
     charts = {"epoch-time": epoch_time_figure}
     if any(not summary.is_baseline and summary.speedup is not None for summary in summaries):
         charts["speedup"] = speedup_figure
+    return save_charts(folder, results.stem, {name: draw(record, summaries) for name, draw in charts.items()})
+
+
+def save_charts(folder: Path, stem: str, charts: dict[str, Figure]) -> list[Path]:
+    """Save each chart as ``stem_name``, PNG and SVG, and close it; UsageError if the folder cannot be written."""
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in charts.items():
-            figure = draw(record, summaries)
+        for name, figure in charts.items():
             with plt.rc_context(STYLE):
                 for kind in ("png", "svg"):
-                    path = folder / f"{results.stem}_{name}.{kind}"
+                    path = folder / f"{stem}_{name}.{kind}"
                     figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
                     written.append(path)
             plt.close(figure)
@@ -125,9 +130,14 @@ def _bar(axes: plt.Axes, position: int, summary: Summary, length: float) -> None
 
 
 def row_label(row: Row) -> str:
-    """A row as charts name it: a second row of a backend and TF32 are told apart."""
-    again = f", row {row.id.partition('#')[2]}" if "#" in row.id else ""
-    return f"{row.label}{again}{', TF32' if row.math == 'tf32' else ''}"
+    """A row of a run as charts name it."""
+    return full_label(row.label, row.id, row.math)
+
+
+def full_label(label: str, row_id: str, math: str) -> str:
+    """A row's label, with what tells a second row of a backend, and TF32, apart."""
+    again = f", row {row_id.partition('#')[2]}" if "#" in row_id else ""
+    return f"{label}{again}{', TF32' if math == 'tf32' else ''}"
 
 
 def _finish(axes: plt.Axes, record: RunRecord, summaries: list[Summary], title: str) -> None:
@@ -138,11 +148,15 @@ def _finish(axes: plt.Axes, record: RunRecord, summaries: list[Summary], title: 
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     environment = record.environment
-    gpu = environment.get("gpu")
-    machine = gpu["name"] if gpu else f"{environment['cpu']}, {environment['threads']} threads"
     batch = f"batch {record.config['batch_size']}"
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
-    axes.text(0, 1.03, f"{machine}; {batch}; commit {environment['commit']}", transform=axes.transAxes, fontsize=9)
+    axes.text(
+        0,
+        1.03,
+        f"{machine_label(environment)}; {batch}; commit {environment['commit']}",
+        transform=axes.transAxes,
+        fontsize=9,
+    )
 
 
 def _seconds(value: float) -> str:

@@ -93,6 +93,12 @@ def git_state() -> tuple[str, bool]:
     return commit, bool(_git("status", "--porcelain", "--", *CODE))
 
 
+def machine_label(environment: dict[str, Any]) -> str:
+    """What a figure was measured on, as charts say it: the GPU, or the processor with its threads."""
+    gpu = environment.get("gpu")
+    return gpu["name"] if gpu else f"{environment['cpu']}, {environment['threads']} threads"
+
+
 def machine_slug(environment: dict[str, Any]) -> str:
     """A file-name part that tells machines apart by their processor: ``nvidia-h200`` or ``amd-epyc-2c``."""
     gpu = environment.get("gpu")

@@ -25,7 +25,7 @@ from bench.operations import WHOLE_STEP, Operation
 from common import reference
 from common.architecture import TAPS, Architecture, Stage
 from common.backend import Backend, Buffer, activation_shape, filter_shape, from_canonical, to_canonical
-from common.verify import UNIT_ROUNDOFF, Check, compare, sum_tolerance
+from common.verify import UNIT_ROUNDOFF, Check, compare, holds, sum_tolerance
 
 DISTINCT = 4  # pictures that a batch repeats
 EXACT = float(np.finfo(np.float32).tiny)
@@ -154,11 +154,6 @@ def compare_pictures(
             return replace(check, detail=f"picture {n}: {check.detail}")
         worst = max(worst, check.worst)
     return Check(name, True, worst)
-
-
-def holds(name: str, met: bool, otherwise: str) -> Check:
-    """A check that is met or is not; ``otherwise`` says what is then wrong."""
-    return Check(name, met, 0.0 if met else np.inf, "" if met else otherwise)
 
 
 def _forward(bench: _Workbench, stage: Stage) -> Isolated:

@@ -7,7 +7,6 @@ compiled for one target; a row that was refused has no figures. Nothing in it is
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from bench.environment import describe_environment
 from bench.ptx import LoopCounts
 from bench.records import read_json, start_time, write_json
+from bench.validation import all_texts, is_count, is_number, validating, want
 from common.device import usable_cores
-from common.errors import UsageError
 
 if TYPE_CHECKING:  # only the command that compiles kernels needs it
     from bench.kernels import CompiledKernel, KernelUse
@@ -85,61 +84,43 @@ def write_kernels(record: dict[str, Any], runs: Path) -> Path:
 
 def read_kernels(path: Path) -> dict[str, Any]:
     """Read a file of ``convbench kernels --out``; UsageError if it is not one or lacks what is shown of it."""
-    record = read_json(path)
-    if record["schema"] != SCHEMA:
-        raise UsageError(f"{path} has schema {record['schema']!r}; this reads {SCHEMA!r}")
-    try:
+    record = read_json(path, SCHEMA)
+    with validating(path):
         _check(record)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise UsageError(f"{path} is not a valid results file: {reason}") from error
     return record
 
 
 def _check(record: dict[str, Any]) -> None:
     environment, config = record["environment"], record["config"]
     texts = [record["started"], environment["cpu"], environment["commit"], *config["targets"], *record["faults"]]
-    _want(_all_texts(texts), "start, processor, commit, targets and faults must be texts")
-    _want(_is_count(environment["threads"]) and _is_count(config["batch_size"]), "threads and batch size: counts")
-    _want(isinstance(config["targets"], list) and isinstance(record["faults"], list), "targets and faults: lists")
-    _want(isinstance(record["rows"], list) and bool(record["rows"]), "it has no rows")
+    want(all_texts(texts), "start, processor, commit, targets and faults must be texts")
+    want(is_count(environment["threads"]) and is_count(config["batch_size"]), "threads and batch size: counts")
+    want(isinstance(config["targets"], list) and isinstance(record["faults"], list), "targets and faults: lists")
+    want(isinstance(record["rows"], list) and bool(record["rows"]), "it has no rows")
     for row in record["rows"]:
         name = row["name"]
-        _want(_all_texts([name, row["target"], *row["versions"]]), "kernel, target and versions must be texts")
-        _want(bool(row["versions"]) and isinstance(row["versions"], list), f"{name} belongs to no version")
-        _want(row["target"] in config["targets"], f"{name} was compiled for a target that is not listed")
-        _want(all(_all_texts(pair) and len(pair) == 2 for pair in row["operations"]), f"operations of {name}: pairs")
+        want(all_texts([name, row["target"], *row["versions"]]), "kernel, target and versions must be texts")
+        want(bool(row["versions"]) and isinstance(row["versions"], list), f"{name} belongs to no version")
+        want(row["target"] in config["targets"], f"{name} was compiled for a target that is not listed")
+        want(all(all_texts(pair) and len(pair) == 2 for pair in row["operations"]), f"operations of {name}: pairs")
         for key in ("threads", "blocks"):
-            _want(bool(row[key]) and all(map(_is_count, row[key])), f"{key} of {name} must be counts")
-        _want(isinstance(row["refused"], bool), f"refused of {name} must be true or false")
+            want(bool(row[key]) and all(map(is_count, row[key])), f"{key} of {name} must be counts")
+        want(isinstance(row["refused"], bool), f"refused of {name} must be true or false")
         if not row["refused"]:
             _check_figures(row)
 
 
 def _check_figures(row: dict[str, Any]) -> None:
     name = row["name"]
-    _want(all(_is_count(row[key]) for key in SIZES), f"{', '.join(SIZES)} of {name} must be counts")
-    _want(row["stated_registers"] is None or _is_count(row["stated_registers"]), f"the bound of {name}: a count")
-    _want(isinstance(row["uses_float64"], bool), f"uses_float64 of {name} must be true or false")
+    want(all(is_count(row[key]) for key in SIZES), f"{', '.join(SIZES)} of {name} must be counts")
+    want(row["stated_registers"] is None or is_count(row["stated_registers"]), f"the bound of {name}: a count")
+    want(isinstance(row["uses_float64"], bool), f"uses_float64 of {name} must be true or false")
     shares = row["occupancy"]
-    _want(isinstance(shares, list) and all(_is_share(share) for share in shares), f"occupancy of {name}: shares")
+    want(isinstance(shares, list) and all(_is_share(share) for share in shares), f"occupancy of {name}: shares")
     if row["loop"] is not None:
         counts = [row["loop"][field.name] for field in fields(LoopCounts)]
-        _want(all(map(_is_count, counts)) and row["loop"]["fma"] > 0, f"the loop of {name} must be counts")
-
-
-def _want(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _all_texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        want(all(map(is_count, counts)) and row["loop"]["fma"] > 0, f"the loop of {name} must be counts")
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1

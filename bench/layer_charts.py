@@ -21,7 +21,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.ceilings import Ceilings
-from bench.charts import COLOURS, STYLE
+from bench.charts import COLOURS, STYLE, full_label, save_charts
+from bench.environment import machine_label
 from bench.layers import LayerSummary, Line, figures, read_layers, summarise_layers
 from bench.operations import WHOLE_STEP
 from common.errors import UsageError
@@ -62,20 +63,8 @@ def draw_layer_charts(results: Path, folder: Path) -> list[Path]:
     if not summarise_layers(record):
         reasons = "; ".join(f"{row['id']}: {row['reason'] or 'no times'}" for row in record["rows"])
         raise UsageError(f"nothing to draw in {results}: {reasons}")
-    written = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in (("steps", layers_figure), ("roofline", roofline_figure)):
-            figure = draw(record)
-            with plt.rc_context(STYLE):
-                for kind in ("png", "svg"):
-                    path = folder / f"{results.stem}_{name}.{kind}"
-                    figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-                    written.append(path)
-            plt.close(figure)
-    except OSError as error:
-        raise UsageError(f"cannot write charts to {folder}: {error.strerror or error}") from error
-    return written
+    charts = {"steps": layers_figure(record), "roofline": roofline_figure(record)}
+    return save_charts(folder, results.stem, charts)
 
 
 def layers_figure(record: dict[str, Any]) -> Figure:
@@ -102,7 +91,7 @@ def layers_figure(record: dict[str, Any]) -> Figure:
         shares.set_xticks(range(0, 101, 20))
         shares.set_xlabel("per cent of the version's own step")
         for axes in (times, shares):
-            axes.set_yticks(range(len(summaries)), [_label(summary.row) for summary in summaries])
+            axes.set_yticks(range(len(summaries)), [layer_label(summary.row) for summary in summaries])
             axes.tick_params(axis="y", length=0)
             axes.invert_yaxis()
             axes.grid(axis="x", color="0.9")
@@ -141,7 +130,7 @@ def roofline_figure(record: dict[str, Any]) -> Figure:
             kinds |= {kind: marker for point in points for marker, kind in [KINDS[point.line.operation.name]]}
         panels[0].set_ylabel("GFLOP/s")
         handles = [
-            Line2D([], [], linestyle="", marker="o", markersize=9, color=_colour(s.row, i), label=_label(s.row))
+            Line2D([], [], linestyle="", marker="o", markersize=9, color=_colour(s.row, i), label=layer_label(s.row))
             for i, s in enumerate(summaries)
         ]
         figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
@@ -280,17 +269,15 @@ def _colour(row: dict[str, Any], position: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def _label(row: dict[str, Any]) -> str:
-    again = f", row {row['id'].partition('#')[2]}" if "#" in row["id"] else ""
-    return f"{row['label']}{again}{', TF32' if row['math'] == 'tf32' else ''}"
+def layer_label(row: dict[str, Any]) -> str:
+    """A row of a layers file as charts name it."""
+    return full_label(row["label"], row["id"], row["math"])
 
 
 def _title(figure: Figure, axes: plt.Axes, record: dict[str, Any], title: str, note: str = "") -> None:
     environment = record["environment"]
-    gpu = environment.get("gpu")
-    machine = gpu["name"] if gpu else f"{environment['cpu']}, {environment['threads']} threads"
     batch = f"batch {record['config']['batch_size']}"
-    text = "; ".join(filter(None, (machine, batch, f"commit {environment['commit']}", note)))
+    text = "; ".join(filter(None, (machine_label(environment), batch, f"commit {environment['commit']}", note)))
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
     # It may be longer than the axes are wide, and is not to make them narrower.
     axes.text(0, 1.02, text, transform=axes.transAxes, fontsize=9, va="bottom").set_in_layout(False)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.ceilings import SPEEDS
+from bench import ceilings
 from bench.conditions import condition_warnings, conditions
 from bench.environment import describe_environment
 from bench.layers import RESTS, SCHEMA, direction, planned_buffers, summarise_layers, summarise_row, suspicion
@@ -28,6 +28,7 @@ from bench.runner import (
     RunConfig,
     Worker,
     WorkerError,
+    ask_ceilings,
     close_all,
     first_apart,
     sigint_ignored,
@@ -111,7 +112,7 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
     try:
         verify_rows(config, rows, workers, report)
         report("measuring what the machine can do")
-        ceilings = measured_ceilings(config)
+        limits = measured_ceilings(config)
         with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
             pictures = Path(scratch) / "images.npy"
             np.save(pictures, images)
@@ -125,18 +126,18 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
         for _ in range(CEILING_ATTEMPTS):
             # A busy machine shows low ceilings: they are measured again before any row is called suspicious.
             try:
-                ceilings = higher(ceilings, measured_ceilings(config))
+                limits = higher(limits, measured_ceilings(config))
             except WorkerError as error:  # what was measured before the steps stands
                 late.append(f"after the steps, {error}")
                 break
-            if not any(above_ceilings(ceilings, row) for row in rows):
+            if not any(above_ceilings(limits, row) for row in rows):
                 break
     finally:
         with sigint_ignored():
             close_all(workers)
     record |= {
-        "ceilings": ceilings[0],
-        "other_ceilings": ceilings[1:],
+        "ceilings": limits[0],
+        "other_ceilings": limits[1:],
         "conditions": {"before": before, "after": after},
         "warnings": [*late, *condition_warnings(before, after)],
         "rows": [{name: value for name, value in asdict(row).items() if name != "unclean"} for row in rows],
@@ -150,23 +151,13 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
 def measured_ceilings(config: RunConfig) -> list[dict[str, Any]]:
     """What the machine can do, in the math asked for and in any other that a version uses; processes of their own."""
     maths = {info.effective_math(config.device, config.math): info for info in config.backends}
-    found = []
-    for _, info in sorted(maths.items(), key=lambda item: item[0] != config.math):
-        worker = Worker(info, config, None)
-        try:
-            found.append(worker.ask("ceilings"))
-        except WorkerError as error:
-            raise WorkerError(f"the machine's ceilings could not be measured: {error}") from error
-        finally:
-            worker.close()
-    return found
+    asked_first = sorted(maths.items(), key=lambda item: item[0] != config.math)
+    return [ask_ceilings(info, config) for _, info in asked_first]
 
 
 def higher(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The faster of two measurements, speed by speed."""
-    return [
-        {**one, **{key: max(one[key], other[key]) for key in SPEEDS}} for one, other in zip(first, second, strict=True)
-    ]
+    """The faster of two measurements in each arithmetic, speed by speed."""
+    return [ceilings.higher(one, other) for one, other in zip(first, second, strict=True)]
 
 
 def _time(config: RunConfig, rows: list[LayerRow], workers: dict[str, Worker], pictures: Path, report: Report) -> None:
@@ -241,11 +232,11 @@ def describe_work(row: LayerRow, architecture: Architecture, batch_size: int) ->
         entry["least_bytes"] = max((operation.least_bytes for operation in fused), default=0)
 
 
-def above_ceilings(ceilings: list[dict[str, Any]], row: LayerRow) -> str:
+def above_ceilings(limits: list[dict[str, Any]], row: LayerRow) -> str:
     """Why the row's times cannot be believed, if they cannot."""
     if row.reason or not row.step_s:
         return ""
-    return suspicion(summarise_row({"ceilings": ceilings[0], "other_ceilings": ceilings[1:]}, asdict(row)))
+    return suspicion(summarise_row({"ceilings": limits[0], "other_ceilings": limits[1:]}, asdict(row)))
 
 
 def judge(record: dict[str, Any]) -> None:

@@ -8,8 +8,6 @@ step of every version is taken on the same pictures from the same weights, so th
 
 from __future__ import annotations
 
-import gc
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from bench.environment import gpu_used_bytes, peak_process_bytes
 from bench.layer_clock import Stopwatch, device_clock
+from bench.timers import undisturbed
 from bench.worker import main
 from common.architecture import Architecture, autoencoder
 from common.backend import Backend
@@ -86,7 +85,7 @@ class Steps:
         """Seconds of a whole step with no clock inside, and the losses."""
         count = STEPS_TOGETHER[self.backend.device]
         self.backend.synchronize()
-        with _undisturbed():
+        with undisturbed():
             start = perf_counter()
             for _ in range(count):
                 self.take()
@@ -103,7 +102,7 @@ class Steps:
         losses = []
         for _ in range(WATCHED_ATTEMPTS):
             self.backend.synchronize()
-            with _undisturbed(), stopwatch.watching():
+            with undisturbed(), stopwatch.watching():
                 clock.begin()
                 self.take()
                 clean = clock.queued()
@@ -126,17 +125,6 @@ class Steps:
             **network.parameters,
         }
         return [name for name, buffer in buffers.items() if not np.isfinite(self.backend.read(buffer)).all()], losses
-
-
-@contextmanager
-def _undisturbed():
-    """No garbage collection inside."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def serve(task: dict[str, Any], commands: Any, answer: Any) -> None:

@@ -9,7 +9,6 @@ verified has no times; a row with a ``reason`` cannot be believed and is never d
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,9 +19,9 @@ from bench.environment import machine_slug
 from bench.operations import WHOLE_STEP, Operation, step_operations
 from bench.records import read_json, write_json
 from bench.statistics import NOISY_SPREAD, spread
+from bench.validation import all_texts, is_count, is_number, validating, want
 from common.architecture import Architecture, autoencoder
 from common.backend import Device
-from common.errors import UsageError
 from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
 from versions.registry import BackendInfo
 
@@ -247,94 +246,67 @@ def write_layers(record: dict[str, Any], runs: Path) -> Path:
 
 def read_layers(path: Path) -> dict[str, Any]:
     """Read a file of ``convbench layers``; UsageError if it is not one, or lacks anything that is drawn from it."""
-    record = read_json(path)
-    if record["schema"] != SCHEMA:
-        raise UsageError(f"{path} has schema {record['schema']!r}; this reads {SCHEMA!r}")
-    try:
+    record = read_json(path, SCHEMA)
+    with validating(path):
         _check(record)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise UsageError(f"{path} is not a valid results file: {reason}") from error
     return record
 
 
 def _check(record: dict[str, Any]) -> None:
     environment, config = record["environment"], record["config"]
     for text in (record["started"], environment["cpu"], environment["commit"], config["math"], config["device"]):
-        _want(isinstance(text, str), "start, processor, commit, math and device must be texts")
+        want(isinstance(text, str), "start, processor, commit, math and device must be texts")
     for count in (environment["threads"], config["threads"], config["batch_size"], config["rounds"]):
-        _want(_is_count(count) and count >= 1, "threads, batch size and rounds must be counts")
+        want(is_count(count) and count >= 1, "threads, batch size and rounds must be counts")
     gpu = environment.get("gpu")
-    _want(gpu is None or isinstance(gpu["name"], str), "the GPU's name must be text")
-    _want(isinstance(record["conditions"], dict) and isinstance(record["notes"], dict), "conditions must be a mapping")
-    _want(_all(str, record["warnings"]), "warnings must be texts")
-    _want(isinstance(record["other_ceilings"], list), "other_ceilings must be a list")
+    want(gpu is None or isinstance(gpu["name"], str), "the GPU's name must be text")
+    want(isinstance(record["conditions"], dict) and isinstance(record["notes"], dict), "conditions must be a mapping")
+    want(all_texts(record["warnings"]), "warnings must be texts")
+    want(isinstance(record["other_ceilings"], list), "other_ceilings must be a list")
     for ceilings in (record["ceilings"], *record["other_ceilings"]):
         for key in SPEEDS:
-            _want(_is_number(ceilings[key]) and ceilings[key] > 0, f"{key} must be a speed")
+            want(is_number(ceilings[key]) and ceilings[key] > 0, f"{key} must be a speed")
         cache = ceilings["cache_bytes"]
-        _want(cache is None or _is_count(cache), "cache_bytes must be a count or null")
+        want(cache is None or is_count(cache), "cache_bytes must be a count or null")
         Ceilings(**ceilings)
     maths = {ceilings["math"] for ceilings in (record["ceilings"], *record["other_ceilings"])}
-    _want(isinstance(record["rows"], list) and bool(record["rows"]), "it has no rows")
+    want(isinstance(record["rows"], list) and bool(record["rows"]), "it has no rows")
     ids = [row["id"] for row in record["rows"]]
-    _want(len(set(ids)) == len(ids), "two rows have the same id")
+    want(len(set(ids)) == len(ids), "two rows have the same id")
     for row in record["rows"]:
         _check_row(row, maths)
 
 
 def _check_row(row: dict[str, Any], maths: set[str]) -> None:
     texts = [row[key] for key in ("id", "backend", "label", "device", "layout", "math", "reason")]
-    _want(_all(str, texts), "a row's names and reason must be texts")
-    _want(isinstance(row["verified"], bool), f"verified of {row['id']} must be true or false")
-    _want(_is_count(row["checks"]), f"checks of {row['id']} must be a count")
+    want(all_texts(texts), "a row's names and reason must be texts")
+    want(isinstance(row["verified"], bool), f"verified of {row['id']} must be true or false")
+    want(is_count(row["checks"]), f"checks of {row['id']} must be a count")
     steps, operations = row["step_s"], row["operations"]
-    for entry in operations:
-        _want(
-            entry["operation"] in KNOWN,
-            f"{row['id']} has an unknown operation {entry['operation']!r}: {', '.join(KNOWN)}",
-        )
-    _want(isinstance(steps, list) and isinstance(operations, list), f"steps of {row['id']} must be lists")
-    _want(row["verified"] or not (steps or operations), f"{row['id']} has times but was not verified")
-    _want(all(_is_number(value) and value > 0 for value in steps), f"{row['id']} has a time that is none")
+    want(isinstance(steps, list) and isinstance(operations, list), f"steps of {row['id']} must be lists")
+    want(row["verified"] or not (steps or operations), f"{row['id']} has times but was not verified")
+    want(all(is_number(value) and value > 0 for value in steps), f"{row['id']} has a time that is none")
     names = set()
     for entry in operations:
         where = (entry["stage"], entry["operation"])
-        _want(_all(str, where) and where not in names, f"operations of {row['id']} must have names of their own")
+        want(all_texts(where) and where not in names, f"operations of {row['id']} must have names of their own")
         names.add(where)
-        _want(_is_count(entry["flops"]) and _is_count(entry["least_bytes"]), f"work of {where} must be counts")
+        want(where[1] in KNOWN, f"{row['id']} has an unknown operation {where[1]!r}: {', '.join(KNOWN)}")
+        want(is_count(entry["flops"]) and is_count(entry["least_bytes"]), f"work of {where} must be counts")
         seconds = entry["seconds"]
-        _want(isinstance(seconds, list) and bool(seconds), f"{where} of {row['id']} has no times")
-        _want(all(_is_number(value) and value >= 0 for value in seconds), f"{where} has a time that is none")
+        want(isinstance(seconds, list) and bool(seconds), f"{where} of {row['id']} has no times")
+        want(all(is_number(value) and value >= 0 for value in seconds), f"{where} has a time that is none")
     if is_finished(row):
-        _want(bool(operations), f"{row['id']} has steps but no operations")
-        _want(row["math"] in maths, f"there are no ceilings for the math of {row['id']}")
+        want(bool(operations), f"{row['id']} has steps but no operations")
+        want(row["math"] in maths, f"there are no ceilings for the math of {row['id']}")
     _check_memory(row["memory"], row["id"])
 
 
 def _check_memory(memory: dict[str, Any], row: str) -> None:
     for buffer in memory["planned"]:
-        _want(_all(str, (buffer["name"], buffer["purpose"])), f"buffers of {row} must have a name and a purpose")
-        _want(_is_count(buffer["bytes"]) and all(map(_is_count, buffer["shape"])), f"buffers of {row} must have sizes")
+        want(all_texts((buffer["name"], buffer["purpose"])), f"buffers of {row} must have a name and a purpose")
+        want(is_count(buffer["bytes"]) and all(map(is_count, buffer["shape"])), f"buffers of {row} must have sizes")
     for key in ("process_bytes", "pool_bytes", "device_bytes"):
         value = memory["peak"][key]
-        _want(
-            value is None or (isinstance(value, int) and not isinstance(value, bool)), f"{key} must be a count or null"
-        )
-
-
-def _want(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _all(kind: type, values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        whole = isinstance(value, int) and not isinstance(value, bool)  # below zero if another program gave memory back
+        want(value is None or whole, f"{key} must be a count or null")

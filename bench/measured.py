@@ -8,15 +8,21 @@ set against one another at all, in the groups that ``convbench compare --allow``
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench import layers
-from bench.records import OLD_SCHEMA, SCHEMA, Row, read_json, read_record
+from bench.records import (
+    OLD_SCHEMA,
+    SCHEMA,
+    Row,
+    is_pytest_benchmark,
+    named_schema,
+    read_json_object,
+    read_record,
+)
+from bench.validation import is_number, validating, want
 from common.errors import UsageError
 
 RUN, LAYERS, PYTEST_BENCHMARK = "convbench run", "convbench layers", "pytest-benchmark"
@@ -53,12 +59,10 @@ class Measured:
 
 def read_measured(path: Path) -> Measured:
     """Read a file with samples; UsageError if it is none, or has no samples but only what was made of them."""
-    document = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # which read_json reports
-        document = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(document, dict) and "schema" not in document and "benchmarks" in document:
+    document = read_json_object(path)
+    if is_pytest_benchmark(document):
         return _of_pytest_benchmark(path, document)
-    schema = read_json(path)["schema"]
+    schema = named_schema(path, document)
     if schema in (SCHEMA, OLD_SCHEMA):
         return _of_run(path)
     if schema == layers.SCHEMA:
@@ -146,10 +150,10 @@ def _of_pytest_benchmark(path: Path, document: dict[str, Any]) -> Measured:
 
     Machine and settings are this suite's own where its benchmarks wrote them, otherwise what pytest-benchmark found.
     """
-    try:
+    with validating(path, "file of pytest-benchmark"):
         machine, benchmarks = document["machine_info"], document["benchmarks"]
         commit = document.get("commit_info") or {}
-        _want(isinstance(benchmarks, list) and bool(benchmarks), "it has no benchmarks")
+        want(isinstance(benchmarks, list) and bool(benchmarks), "it has no benchmarks")
         without = [entry["fullname"] for entry in benchmarks if "data" not in entry["stats"]]
         if without:
             raise UsageError(
@@ -165,23 +169,18 @@ def _of_pytest_benchmark(path: Path, document: dict[str, Any]) -> Measured:
             "python": machine.get("python_version"),
         }
         rows = {entry["fullname"]: _benchmark_row(entry, environment) for entry in benchmarks}
-        _want(len(rows) == len(benchmarks), "two benchmarks have the same name")
+        want(len(rows) == len(benchmarks), "two benchmarks have the same name")
         environment = {**environment, "commit": commit.get("id"), "dirty": commit.get("dirty")}
         settings = {"machine": _of_machine(environment)["machine"]}
         return Measured(path, PYTEST_BENCHMARK, rows, settings, _software(environment))
-    except UsageError:
-        raise
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise UsageError(f"{path} is not a valid file of pytest-benchmark: {reason}") from error
 
 
 def _benchmark_row(entry: dict[str, Any], environment: dict[str, Any]) -> Timed:
     name, samples, about = entry["fullname"], entry["stats"]["data"], entry.get("extra_info") or {}
-    _want(isinstance(name, str), "a benchmark's name must be text")
-    _want(isinstance(samples, list) and bool(samples), f"{name} has no samples")
-    numbers = all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in samples)
-    _want(numbers, f"{name} has a time that is none")
+    want(isinstance(name, str), "a benchmark's name must be text")
+    want(isinstance(samples, list) and bool(samples), f"{name} has no samples")
+    numbers = all(is_number(value) and value >= 0 for value in samples)
+    want(numbers, f"{name} has a time that is none")
     settings = {
         **_of_row(about.get("device"), about.get("math"), environment),
         "threads": {"threads": about.get("threads")},
@@ -189,8 +188,3 @@ def _benchmark_row(entry: dict[str, Any], environment: dict[str, Any]) -> Timed:
     }
     reason = about.get("suspicious") or ("not verified" if about.get("verified") is False else "")
     return _timed(samples, settings, str(reason))
-
-
-def _want(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

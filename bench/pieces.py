@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.isolated import DISTINCT, LEARNING_RATE, Isolated, compare_pictures, holds
+from bench.isolated import DISTINCT, LEARNING_RATE, Isolated, compare_pictures
 from bench.operations import WHOLE_STEP, Operation, step_operations
 from common import reference
 from common.architecture import Architecture, Stage
 from common.backend import Backend
 from common.network import Network, initial_parameters
 from common.training import Trainer
-from common.verify import FULL_STEP_TOLERANCE, UNIT_ROUNDOFF, Check, compare, sum_tolerance
+from common.verify import FULL_STEP_TOLERANCE, UNIT_ROUNDOFF, Check, compare, holds, sum_tolerance
 
 PIECES = ("step", "epoch", "forward", "encode")
 """A training step, an epoch, the forward pass, and the part of that up to the latent."""

@@ -11,6 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from bench.environment import machine_label
 from bench.records import RunRecord, Summary, read_record, summarise
 from common.errors import UsageError
 from versions.registry import BASELINE
@@ -49,14 +50,14 @@ def block_text(record: RunRecord, file: str, chart: str) -> str:
     summaries = {summary.row.id: summary for summary in summarise(record.rows, BASELINE)}
     base = next((summary.row.id for summary in summaries.values() if summary.is_baseline), BASELINE)
     environment, config = record.environment, record.config
-    gpu = environment.get("gpu")
-    machine = gpu["name"] if gpu else f"{environment['cpu']}, {environment['threads']} threads"
+    machine = _plain(machine_label(environment))
+    elsewhere = "" if environment.get("gpu") else " On a GPU: not measured."
     lines = [
         f"![Speedup over {base}]({chart})",
         "",
-        f"*{record.started[:10]}, {_plain(machine)}, commit {_plain(environment['commit'])}: epochs of "
+        f"*{record.started[:10]}, {machine}, commit {_plain(environment['commit'])}: epochs of "
         f"{config['samples']:,} pictures ({_plain(config['data'])}), batch {config['batch_size']}, from "
-        f"[this results file]({file}).{'' if gpu else ' On a GPU: not measured.'}*",
+        f"[this results file]({file}).{elsewhere}*",
         "",
         f"| {' | '.join((*COLUMNS, f'over {base} (95 % interval)', 'peak MB'))} |",
         "|---|---|---|---|---|---|---|---|",

@@ -9,7 +9,6 @@ worth of epochs, ceilings or pictures, are still read.
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,8 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.ceilings import SPEEDS
 from bench.environment import machine_slug
 from bench.statistics import NOISY_SPREAD, ratio_interval, spread
+from bench.validation import is_number, validating, want
 from common.errors import UsageError
 
 SCHEMA = "convbench-run/2"
@@ -117,6 +118,7 @@ def summarise(rows: list[Row], baseline: str) -> list[Summary]:
     finished = [row for row in rows if row.finished]
     base = next((row for row in finished if row.backend == baseline), None)
     base = base or next((row for row in finished if not row.peer), None)
+    base_noisy = base is not None and spread(base.epoch_s) > NOISY_SPREAD
     summaries = []
     for row in finished:
         middle, apart = median(row.epoch_s), spread(row.epoch_s)
@@ -124,7 +126,6 @@ def summarise(rows: list[Row], baseline: str) -> list[Summary]:
             summaries.append(Summary(row, middle, apart))
             continue
         interval = (1.0, 1.0) if row is base else ratio_interval(base.epoch_s, row.epoch_s, paired=True)
-        base_noisy = spread(base.epoch_s) > NOISY_SPREAD
         summaries.append(Summary(row, middle, apart, base, base_noisy, median(base.epoch_s) / middle, interval))
     return summaries
 
@@ -198,26 +199,35 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that names its schema; UsageError if it is not one."""
+def read_json(path: Path, *schemas: str) -> dict[str, Any]:
+    """Read a file that names its schema, one of ``schemas``; UsageError if it is not one."""
     data = read_json_object(path)
+    schema = named_schema(path, data)
+    if schema not in schemas:
+        known = " and ".join(repr(known) for known in schemas)
+        raise UsageError(f"{path} has schema {schema!r}; this reads {known}")
+    return data
+
+
+def named_schema(path: Path, data: dict[str, Any]) -> Any:
+    """The schema that the content of a file names; UsageError if it names none."""
     if "schema" not in data:
         raise UsageError(f"{path} is not a results file: it names no schema")
-    return data
+    return data["schema"]
+
+
+def is_pytest_benchmark(data: dict[str, Any]) -> bool:
+    """Whether this is the content of a file that pytest-benchmark saved."""
+    return "schema" not in data and "benchmarks" in data
 
 
 def read_record(path: Path) -> RunRecord:
     """Read a run's results file back; UsageError if it is not one, or of another schema."""
-    data = read_json(path)
-    if data["schema"] not in (SCHEMA, OLD_SCHEMA):
-        raise UsageError(f"{path} has schema {data['schema']!r}; this reads {SCHEMA!r} and {OLD_SCHEMA!r}")
-    try:
+    data = read_json(path, SCHEMA, OLD_SCHEMA)
+    with validating(path):
         fields = {name: value for name, value in data.items() if name not in ("schema", "rows")}
         record = RunRecord(rows=[Row(**row) for row in data["rows"]], **fields)
         _check(record)
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise UsageError(f"{path} is not a valid results file: {reason}") from error
     return record
 
 
@@ -228,39 +238,30 @@ def _check(record: RunRecord) -> None:
         (record.config, ("data",), ("samples", "batch_size")),
     ):
         for key in texts:
-            _want(isinstance(mapping[key], str), f"{key} must be text")
+            want(isinstance(mapping[key], str), f"{key} must be text")
         for key in counts:
-            _want(_is_number(mapping[key]) and mapping[key] >= 1, f"{key} must be a count")
+            want(is_number(mapping[key]) and mapping[key] >= 1, f"{key} must be a count")
     gpu = record.environment.get("gpu")
-    _want(gpu is None or isinstance(gpu["name"], str), "the GPU's name must be text")
-    _want(bool(record.rows), "it has no rows")
-    _want(len({row.id for row in record.rows}) == len(record.rows), "two rows have the same id")
-    _want(all(isinstance(text, str) for text in record.warnings), "warnings must be texts")
-    _want(isinstance(record.conditions, dict), "conditions must be a mapping")
+    want(gpu is None or isinstance(gpu["name"], str), "the GPU's name must be text")
+    want(bool(record.rows), "it has no rows")
+    want(len({row.id for row in record.rows}) == len(record.rows), "two rows have the same id")
+    want(all(isinstance(text, str) for text in record.warnings), "warnings must be texts")
+    want(isinstance(record.conditions, dict), "conditions must be a mapping")
     if record.ceilings is not None:
-        for key in ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s"):
-            _want(_is_number(record.ceilings[key]) and record.ceilings[key] > 0, f"{key} must be a speed")
+        for key in SPEEDS:
+            want(is_number(record.ceilings[key]) and record.ceilings[key] > 0, f"{key} must be a speed")
     pictures = [record.originals_png, *(row.reconstruction_png for row in record.rows)]
-    _want(all(text is None or isinstance(text, str) for text in pictures), "pictures must be texts in base64")
+    want(all(text is None or isinstance(text, str) for text in pictures), "pictures must be texts in base64")
     for row in record.rows:
         texts = (row.id, row.backend, row.label, row.device, row.layout, row.math, row.reason)
-        _want(all(isinstance(text, str) for text in texts), "a row's names and reason must be text")
+        want(all(isinstance(text, str) for text in texts), "a row's names and reason must be text")
         for flag in (row.verified, row.peer):
-            _want(isinstance(flag, bool), f"verified and peer of {row.id} must be true or false")
+            want(isinstance(flag, bool), f"verified and peer of {row.id} must be true or false")
         times = row.epoch_s if row.first_epoch_s is None else [row.first_epoch_s, *row.epoch_s]
-        _want(all(_is_number(value) and value > 0 for value in times), f"{row.backend} has a time that is none")
-        _want(row.verified or not times, f"{row.backend} has times but was not verified")
-        _want(all(_is_number(value) for value in row.loss), f"losses of {row.backend} must be numbers")
+        want(all(is_number(value) and value > 0 for value in times), f"{row.backend} has a time that is none")
+        want(row.verified or not times, f"{row.backend} has times but was not verified")
+        want(all(is_number(value) for value in row.loss), f"losses of {row.backend} must be numbers")
         if row.finished:
             numbers = (row.first_epoch_s, row.images_per_s, row.peak_bytes)
-            _want(all(_is_number(value) for value in numbers), f"{row.backend} is finished but lacks a figure")
-            _want(bool(row.loss), f"{row.backend} is finished but has no loss")
-
-
-def _want(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            want(all(is_number(value) for value in numbers), f"{row.backend} is finished but lacks a figure")
+            want(bool(row.loss), f"{row.backend} is finished but has no loss")

@@ -8,7 +8,6 @@ and runs nothing, and the same files give the same page.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable
@@ -22,8 +21,7 @@ from matplotlib.figure import Figure
 
 from bench import kernel_records, layers, records
 from bench.charts import epoch_time_figure, row_label, speedup_figure
-from bench.layer_charts import KINDS as OPERATION_KINDS
-from bench.layer_charts import layers_figure, roofline_figure
+from bench.layer_charts import layer_label, layers_figure, roofline_figure
 from bench.records import Row, RunRecord, summarise
 from bench.report_charts import (
     NARROW_INCHES,
@@ -48,7 +46,6 @@ from bench.report_tables import (
     finished_layers,
     kernel_sentence,
     kernel_tables,
-    layer_label,
     memory_table,
     operations_table,
     results_table,
@@ -256,10 +253,8 @@ def read_sources(files: list[Path]) -> list[Source]:
         try:
             kind = _kind_of(path)
             record = _cleaned(READERS[kind](path))
-        except (OverflowError, RecursionError) as error:
+        except RecursionError as error:
             raise UsageError(f"{path} is not a valid results file: {error}") from error
-        if kind == "layers":
-            _check_operations(path, record)
         found.append((kind, file_name(path), record))
     kinds = list(READERS)
     found.sort(key=lambda item: (kinds.index(item[0]), _started(item[2]), item[1]))
@@ -274,24 +269,13 @@ def read_sources(files: list[Path]) -> list[Source]:
 def _kind_of(path: Path) -> str:
     """Which kind of file it is, by the schema it names."""
     known = ", ".join(KINDS)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        data = records.read_json(path)  # which says what is wrong with it
-    if isinstance(data, dict) and "schema" not in data and "benchmarks" in data:
+    data = records.read_json_object(path)
+    if records.is_pytest_benchmark(data):
         raise UsageError(f"{path} is a file of pytest-benchmark, which has no part in a report; known are {known}")
-    schema = records.read_json(path)["schema"]
+    schema = records.named_schema(path, data)
     if not isinstance(schema, str) or schema not in KINDS:
         raise UsageError(f"{path} has schema {schema!r}; a report is made from {known}")
     return KINDS[schema]
-
-
-def _check_operations(path: Path, record: dict[str, Any]) -> None:
-    """The charts tell operations apart by their names, so they have to know them."""
-    names = {entry["operation"] for row in record["rows"] for entry in row["operations"]}
-    for name in sorted(names - OPERATION_KINDS.keys()):
-        known = ", ".join(OPERATION_KINDS)
-        raise UsageError(f"{path} is not a valid results file: unknown operation {name!r}; known are {known}")
 
 
 def _cleaned(record: Any) -> Any:

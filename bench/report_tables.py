@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.charts import row_label
+from bench.layer_charts import layer_label
 from bench.layer_tables import BUDGETED, PEAKS
 from bench.layers import BUDGET_BATCH, BUDGET_MB, LayerSummary, is_finished, planned_by_purpose
 from bench.records import RunRecord, summarise
@@ -247,12 +248,6 @@ def buffers_table(row: dict[str, Any]) -> Table:
 def finished_layers(record: dict[str, Any]) -> bool:
     """Whether any row has times to draw."""
     return any(is_finished(row) for row in record["rows"])
-
-
-def layer_label(row: dict[str, Any]) -> str:
-    """A row of a layers file as charts name it."""
-    again = f", row {row['id'].partition('#')[2]}" if "#" in row["id"] else ""
-    return f"{row['label']}{again}{', TF32' if row['math'] == 'tf32' else ''}"
 
 
 def _ms(value: float) -> str:

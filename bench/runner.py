@@ -23,16 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from bench.ceilings import MARGIN, SPEEDS
+from bench.ceilings import MARGIN, higher
 from bench.conditions import condition_warnings, conditions
 from bench.environment import describe_environment, worker_environment
 from bench.peers import Peer
 from bench.pictures import SHOWN, strip_png
-from bench.records import Row, RunRecord, start_time, summarise
+from bench.records import Row, RunRecord, start_time
+from bench.statistics import NOISY_SPREAD, spread
 from common.architecture import autoencoder
 from common.backend import Device, Math
 from common.dataset import Dataset
-from versions.registry import BASELINE, BackendInfo
+from versions.registry import BackendInfo
 
 VERIFIED_AT_ONCE = 2
 CEILING_ATTEMPTS = 5
@@ -191,7 +192,10 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
     workers: dict[str, Worker] = {}
     try:
         verify_rows(config, rows, workers, report)
-        record.ceilings = _ceilings(config, record, report)
+        try:
+            record.ceilings = _ceilings(config, record, report)
+        except WorkerError as error:
+            record.warnings.append(str(error))
         with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
             images = Path(scratch) / "images.npy"
             np.save(images, data.images)
@@ -216,7 +220,7 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
     for row in rows:
         if row.epoch_s:
             row.images_per_s = len(data.images) / float(np.median(row.epoch_s))
-    noisy = [summary.row.id for summary in summarise(rows, BASELINE) if summary.noisy]
+    noisy = [row.id for row in rows if row.finished and spread(row.epoch_s) > NOISY_SPREAD]
     if noisy:
         record.warnings.append(f"noisy, epochs further apart than a tenth of their median: {', '.join(noisy)}")
     return record
@@ -228,23 +232,25 @@ def close_all(workers: dict[str, Worker]) -> None:
         workers.pop(row_id).close()
 
 
-def _ceilings(config: RunConfig, record: RunRecord, report: Report) -> dict[str, Any] | None:
-    """The faster, one by one, of what was measured so far and what the machine does now; in a process of its own."""
+def _ceilings(config: RunConfig, record: RunRecord, report: Report) -> dict[str, Any]:
+    """The faster, one by one, of what was measured so far and what the machine does now."""
     report("measuring what the machine can do")
     # A worker of what uses the math that was asked for, if anything does: only there has TF32 a ceiling of its own.
     infos = list(config.contestants.values())
     info = next((info for info in infos if info.effective_math(config.device, config.math) == config.math), infos[0])
+    found = ask_ceilings(info, config)
+    return higher(found, record.ceilings) if record.ceilings else found
+
+
+def ask_ceilings(info: BackendInfo | Peer, config: RunConfig) -> dict[str, Any]:
+    """Measure the ceilings in the arithmetic that ``info`` uses, in a process of its own; WorkerError if that fails."""
     worker = Worker(info, config, None)
     try:
-        found = worker.ask("ceilings")
+        return worker.ask("ceilings")
     except WorkerError as error:
-        record.warnings.append(f"the machine's ceilings could not be measured: {error}")
-        return record.ceilings
+        raise WorkerError(f"the machine's ceilings could not be measured: {error}") from error
     finally:
         worker.close()
-    for key in SPEEDS:
-        found[key] = max(found[key], (record.ceilings or found)[key])
-    return found
 
 
 def _judge(config: RunConfig, record: RunRecord, report: Report) -> None:
@@ -256,8 +262,10 @@ def _judge(config: RunConfig, record: RunRecord, report: Report) -> None:
     flops = record.config["samples"] * autoencoder().training_flops
     rates = {row.id: flops / float(np.median(row.epoch_s)) for row in record.rows if row.finished}
     for _ in range(CEILING_ATTEMPTS):
-        record.ceilings = _ceilings(config, record, report)
-        if record.ceilings is None or any("ceilings could not" in warning for warning in record.warnings):
+        try:
+            record.ceilings = _ceilings(config, record, report)
+        except WorkerError as error:
+            record.warnings.append(f"no row was held to the ceilings: {error}")
             return
         ceiling = record.ceilings["gemm_flop_per_s"]
         too_fast = [row for row in record.rows if rates.get(row.id, 0) > MARGIN * ceiling]
@@ -363,7 +371,7 @@ def _compare_first_loss(row: Row, rows: list[Row], workers: dict[str, Worker]) -
     ours = next((other.loss[0] for other in rows if not other.peer and other.loss and not other.reason), None)
     if not row.peer or ours is None or row.id not in workers:
         return
-    if abs(row.loss[0] - ours) > LOSS_TOLERANCE[row.math] * ours:
+    if first_apart([ours], row.loss, LOSS_TOLERANCE[row.math]) is not None:
         row.reason = f"failed verification: a first epoch with loss {row.loss[0]:.6g}, the versions' is {ours:.6g}"
         row.verified, row.first_epoch_s = False, None
         workers.pop(row.id).close()

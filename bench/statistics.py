@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 FEWEST_SAMPLES = 5
@@ -34,6 +33,8 @@ def ratio_interval(
     n = min(len(above), len(below))
     if n < FEWEST_SAMPLES:
         return None
+    from scipy import stats  # slow to import, and most commands want no interval
+
     t = stats.t.ppf((1 + confidence) / 2, n - 1)
     level = 1 - 2 * stats.norm.cdf(-np.sqrt(n / (n - 1)) * t)
 

@@ -27,7 +27,6 @@ def measure(
     from bench.environment import worker_environment
 
     os.environ.update(worker_environment(threads))
-    import json
     from statistics import median
     from time import perf_counter
 
@@ -35,8 +34,8 @@ def measure(
     import torch
 
     from bench.environment import describe_environment
-    from bench.peers import torch_autoencoder
-    from bench.records import prepare_folder, start_time
+    from bench.peers import TorchTrainer, find_peer
+    from bench.records import prepare_folder, start_time, write_json
     from common.architecture import autoencoder
     from common.dataset import photo_crops
     from common.errors import UsageError
@@ -70,18 +69,13 @@ def measure(
 
         contestants[name] = step
 
-    torch.set_num_threads(threads)
-    model = torch_autoencoder(architecture, parameters).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
-    pixels = torch.from_numpy(images).to(memory_format=torch.channels_last)
+    trainer = TorchTrainer(
+        find_peer("torch-channels-last"), architecture, parameters, images,
+        device="cpu", math="fp32", threads=threads, batch_size=batch_size, learning_rate=0.001, seed=0,
+    )  # fmt: skip
 
     def torch_step() -> float:
-        x = pixels.float() / 255
-        optimizer.zero_grad()
-        loss = torch.nn.functional.mse_loss(model(x), x)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+        return trainer.step(slice(None)).item()
 
     contestants["torch"] = torch_step
     first = {name: step() for name, step in contestants.items()}
@@ -107,16 +101,13 @@ def measure(
     if folder is not None:
         environment = describe_environment("cpu", threads, ["python", "-m", "bench.step_against_torch", *sys.argv[1:]])
         environment["libraries"]["torch"] = torch.__version__
-        path = folder / f"{start_time()}_step-against-torch.json"
         record = {
             "schema": "convbench-step/1",
             "environment": environment,
             "config": {"batch_size": batch_size, "rounds": rounds, "torch": "eager, channels_last"},
             "step_s": samples,
         }
-        with path.open("x", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-        print(f"results: {path}")
+        print(f"results: {write_json(record, folder, f'{start_time()}_step-against-torch')}")
 
 
 if __name__ == "__main__":

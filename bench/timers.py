@@ -12,7 +12,9 @@ with something else, outside the timed part.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from time import perf_counter
@@ -71,6 +73,17 @@ class EventTimer:
         event = self._events.Event()
         event.record(self._stream)
         return EventReading(event, self._events)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No garbage collection inside."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def device_timer(backend: Backend) -> Timer:

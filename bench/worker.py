@@ -8,7 +8,6 @@ error instead. Thread counts come from the environment, set before this module i
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from bench import peers
 from bench.ceilings import measure_ceilings
 from bench.environment import gpu_used_bytes, peak_process_bytes
 from bench.pictures import SHOWN, strip_png
+from bench.timers import undisturbed
 from common.architecture import autoencoder
 from common.network import Network, initial_parameters
 from common.training import Trainer
@@ -87,14 +87,10 @@ class PeerVersion:
 
 def timed_epoch(trainer: Trainer | peers.TorchTrainer) -> float:
     """Seconds of one epoch; nothing but the epoch is between the two clock readings."""
-    gc.collect()
-    gc.disable()
-    try:
+    with undisturbed():
         start = perf_counter()
         trainer.run_epoch()
         return perf_counter() - start
-    finally:
-        gc.enable()
 
 
 def serve(task: dict[str, Any], commands: Any, answer: Any) -> None:

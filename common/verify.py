@@ -167,7 +167,7 @@ def _relu_keeps_nan(backend: Backend, shape: tuple[int, ...], rng: np.random.Gen
     reached[0, :, :2, :2] = True
     kept = np.array_equal(np.isnan(_read(backend, y)), reached)
     name = f"ReLU keeps NaN, N{n} C{c} K{k} {height}x{width}"
-    return _holds(name, kept, "a NaN was dropped, or reached an output that does not see it")
+    return holds(name, kept, "a NaN was dropped, or reached an output that does not see it")
 
 
 def _resampling_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Check]:
@@ -203,7 +203,7 @@ def _resampling_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.
     out = _upload(backend, np.zeros(shape, np.float32))
     backend.maxpool_forward(_upload(backend, poisoned), out)
     kept = bool(np.isnan(_read(backend, out)[0, 0, 0, 0]))
-    yield _holds(f"max-pool keeps NaN, {at}", kept, "a NaN was dropped")
+    yield holds(f"max-pool keeps NaN, {at}", kept, "a NaN was dropped")
 
 
 def _shared_checks(backend: Backend, rng: np.random.Generator) -> Iterator[Check]:
@@ -230,7 +230,7 @@ def _shared_checks(backend: Backend, rng: np.random.Generator) -> Iterator[Check
     written = backend.read(losses)
     yield compare(f"loss, {at}", written[2:3], np.array([loss]), sum_tolerance(target.size, loss))
     alone = bool(np.isnan(written[[0, 1, 3]]).all())
-    yield _holds("loss writes its own place only", alone, "another step's loss was written")
+    yield holds("loss writes its own place only", alone, "another step's loss was written")
     in_place = _upload(backend, prediction)
     backend.mse_loss(in_place, buffers[1], in_place, losses, 0)
     yield compare(f"loss gradient in place, {at}", _read(backend, in_place), gradient, scale)
@@ -291,7 +291,7 @@ def _step_checks(backend: Backend, *, small: bool) -> Iterator[Check]:
         same = np.array_equal(losses, again[0]) and all(
             np.array_equal(gradients[name], again[1][name]) for name in gradients
         )
-        yield _holds("training step: deterministic", same, "the same step gave different bits")
+        yield holds("training step: deterministic", same, "the same step gave different bits")
 
 
 @dataclass(frozen=True)
@@ -376,9 +376,9 @@ def parameter_checks(
         yield compare(f"{at}: {name}", updated[name], moved, sum_tolerance(2, abs(value) + abs(gradients[name])))
 
 
-def _holds(name: str, holds: bool, otherwise: str) -> Check:
+def holds(name: str, met: bool, otherwise: str) -> Check:
     """A check that is met or is not; ``otherwise`` says what is then wrong."""
-    return Check(name, holds, 0.0 if holds else np.inf, "" if holds else otherwise)
+    return Check(name, met, 0.0 if met else np.inf, "" if met else otherwise)
 
 
 def _compare_norm(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Check:

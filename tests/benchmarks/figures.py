@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from bench.ceilings import Ceilings, measure_ceilings
+from bench.ceilings import Ceilings, higher, measure_ceilings
 from bench.operations import Operation
 from common.backend import Backend, Device, Math
 from tests.benchmarks.options import Settings
@@ -37,9 +37,8 @@ class MeasuredCeilings:
     def again(self, backend: Backend) -> Ceilings:
         """Measure a second time, and keep the best of both: on a busy machine the first may have been slowed down."""
         before, now = self.of(backend), measure_ceilings(backend.device, backend.math, self._threads)
-        rates = ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s")
-        best = {name: max(getattr(before, name), getattr(now, name)) for name in rates}
-        self._known[backend.device, backend.math] = replace(before, **best)
+        best = higher(before.as_record(), now.as_record())
+        self._known[backend.device, backend.math] = Ceilings(**best)
         return self.of(backend)
 
 
