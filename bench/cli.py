@@ -347,9 +347,9 @@ def plot(
     from bench import layers
     from bench.charts import draw_charts
     from bench.layer_charts import draw_layer_charts
-    from bench.records import named_schema, read_json_object, read_record
+    from bench.records import OLD_SCHEMA, SCHEMA, read_json, read_record
 
-    of_layers = [named_schema(path, read_json_object(path)) == layers.SCHEMA for path in files]
+    of_layers = [read_json(path, SCHEMA, OLD_SCHEMA, layers.SCHEMA)["schema"] == layers.SCHEMA for path in files]
     for path, is_layers in zip(files, of_layers, strict=True):
         layers.read_layers(path) if is_layers else read_record(path)  # all of them before any is drawn
     for path, is_layers in zip(files, of_layers, strict=True):
