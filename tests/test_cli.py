@@ -209,15 +209,22 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_finished(tmp_path):
             stderr=stderr,
             text=True,
         )
-    deadline = time.monotonic() + 300
-    while "epoch 3 of" not in errors.read_text():
-        assert process.poll() is None, errors.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert workers
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    workers = []
+    try:
+        deadline = time.monotonic() + 300
+        while "epoch 3 of" not in errors.read_text():
+            assert process.poll() is None, errors.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    except BaseException:  # a run that does not end must not outlive its test, nor keep a core from the others
+        for left in (process, *workers):
+            left.kill()
+        process.communicate()
+        raise
     assert process.returncode == 130, errors.read_text()
     assert "Traceback" not in errors.read_text()
     _, alive = psutil.wait_procs(workers, timeout=5)
