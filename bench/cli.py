@@ -29,7 +29,8 @@ from common.errors import UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
-DEFAULTS = {"cpu": (128, 6), "gpu": (50_000, 5)}  # samples and epochs: enough epochs for an interval
+DEFAULT_SAMPLES = {"cpu": 128, "gpu": 50_000}
+DEFAULT_EPOCHS = 6  # enough for an interval, and for a difference between two files of seven rows to show
 LAYER_ROUNDS = {"cpu": 8, "gpu": 20}  # enough for a difference between two files to show
 FULL_EPOCH = 50_000
 TABLE_COLUMNS = 132  # of a wide table where there is no terminal
@@ -55,7 +56,7 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder with CIFAR-10'
 def run_command(
     backend: Backends = None,
     device: DeviceOption = "auto",
-    epochs: Annotated[int | None, typer.Option(help="Timed epochs; 6 on a CPU, 5 on a GPU.")] = None,
+    epochs: Annotated[int, typer.Option(help="Timed epochs.")] = DEFAULT_EPOCHS,
     samples: Annotated[int | None, typer.Option(help="Pictures an epoch; 128 on a CPU, 50,000 on a GPU.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Of plain SGD.")] = 0.001,
@@ -82,23 +83,22 @@ def run_command(
             raise UsageError(f"{name} {value}: must be at least 1")
     peers = find_peers(peer)
     infos, status, threads = _choose(backend, device, math, threads, again=True)
-    default_samples, default_epochs = DEFAULTS[status.device]
     config = RunConfig(
         backends=infos,
         device=status.device,
         math=math,
-        epochs=epochs or default_epochs,
+        epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
         threads=threads,
-        samples=samples or default_samples,
+        samples=samples or DEFAULT_SAMPLES[status.device],
         peers=peers,
     )
     pictures = load_pictures(data, data_dir, config.samples, seed)
     runs = prepare_folder(out)
 
-    console = Console(quiet=quiet)
+    console = _wide_console(quiet=quiet)
     console.print(f"data: {escape(pictures.description)}", highlight=False, soft_wrap=True)
     count = len(pictures.images)
     part = "the full epoch" if count == FULL_EPOCH else f"--samples {FULL_EPOCH} is the full epoch"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # only the command that compiles kernels needs it
 DOCUMENT_FIELDS = "The network's design document differs: it gives 3, 6, 10, 14, 14, 14, 18, 18, 22 in this order."
 DOCUMENT_BUDGET_MB = 625
 
+LONGEST_LABEL = 10
+
 
 def results_table(record: RunRecord) -> Table:
     """One line a version: verified or not, times, speedup; fits 80 columns."""
@@ -36,15 +38,17 @@ def results_table(record: RunRecord) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("version", no_wrap=True)
     table.add_column("checks\npassed", no_wrap=True)
-    columns = ("1st, with\ncompiling", "median\nepoch", "spread", "images\nper s", f"over\n{base}", "final\nloss")
+    columns = ("1st,\ncompile", "median\nepoch", "spread", "images\nper s", f"over\n{base}", "final\nloss")
     for name in (*columns, "peak\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
     if any(summary.interval and not summary.is_baseline for summary in summaries.values()):
         table.caption = f"over {base}: ratio of medians, and its 95 % interval"
         table.caption_justify = "left"
     for row in record.rows:
-        label = row.id.removeprefix("torch-") if row.peer else row.id
-        label = f"{label} {'TF32' if row.math == 'tf32' else row.layout}"
+        name = row.id.removeprefix("torch-") if row.peer else row.id
+        label = f"{name} {'TF32' if row.math == 'tf32' else row.layout}"
+        if len(label) > LONGEST_LABEL:  # on two lines, or it would squeeze the figures
+            label = label.replace("-", "-\n", 1) if "-" in label else label.replace(" ", "\n", 1)
         verified = f"{row.checks}" if row.verified else "NO"
         summary = summaries.get(row.id)
         if summary is None:

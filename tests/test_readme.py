@@ -1,10 +1,8 @@
 """The README says what is so: its links lead somewhere, its commands exist, its figures are in the files it names."""
 
-import json
 import re
 import sys
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -49,7 +47,14 @@ def test_the_results_are_the_files(tmp_path):
     results = named_file(ROOT / "README.md")
     present, wanted = written(ROOT / "README.md", results)
     assert present == wanted, "the README is stale: convbench readme writes it anew"
-    assert f"{results.stem}_speedup.png" in {path.name for path in draw_charts(results, tmp_path)}
+    # The picture's twin in SVG has its words as text; its lines are drawn a little differently by each matplotlib.
+    drawn = {path.name: path for path in draw_charts(results, tmp_path)}
+    name = f"{results.stem}_speedup.svg"
+    committed = ROOT / "results" / "charts" / name
+    assert committed.with_suffix(".png").is_file()
+    words = [re.findall(r"<text [^>]*>([^<]*)</text>", path.read_text()) for path in (committed, drawn[name])]
+    assert len(words[0]) > 10
+    assert words[0] == words[1], "the chart is stale: convbench plot draws it anew"
 
 
 @pytest.fixture
@@ -111,15 +116,3 @@ def test_check_writes_nothing_and_ends_with_1(small, monkeypatch, capsys):
             cli.main()
         ends.append((ended.value.code, readme.read_bytes() == stale, capsys.readouterr().err.count("\n")))
     assert ends == [(1, True, 1), (0, False, 0), (0, False, 0), (2, False, 1)]
-
-
-def test_the_ratio_to_pytorch_is_the_files():
-    (name,) = re.findall(r"\((results/runs/[^)]*step-against-torch\.json)\)", TEXT)
-    samples = json.loads((ROOT / name).read_text())["step_s"]
-    ratio = median(samples["v4"]) / median(samples["torch"])
-    rounds = [a / b for a, b in zip(samples["v4"], samples["torch"], strict=True)]
-    assert f"took {ratio:.2f} of the time" in TEXT.replace("\n", " ")
-    assert f"{min(rounds):.2f} to {max(rounds):.2f} round by round" in TEXT.replace("\n", " ")
-    assert f"{len(rounds)} rounds" in TEXT
-    shares = {f"{median(samples[name]) / median(samples['v1']):.2f}" for name in ("v2", "v3")}
-    assert shares == set(re.findall(r"V2 and V3 each took (0\.\d\d) of V1's time", TEXT.replace("\n", " ")))
