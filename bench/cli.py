@@ -1,14 +1,13 @@
 """The command line: ``convbench``, or ``python -m bench``.
 
 Bad input ends in one line on standard error and exit code 2, before anything is written. Exit code 1 means that a
-version failed its verification or did not finish, or that a GPU kernel breaks a rule; 130 that Ctrl-C ended the run.
+version failed its verification or did not finish, that a GPU kernel breaks a rule, or that training could not go on;
+130 that Ctrl-C ended the run.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,24 +15,36 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import tables
+from bench import tables, train_commands
+from bench.options import (
+    Backends,
+    DataDir,
+    DeviceOption,
+    MathOption,
+    Threads,
+    check_learning_rate,
+    check_number,
+    check_threads,
+    choose,
+    find_backends,
+    progress,
+    reporter,
+    wide_console,
+)
 from bench.peers import find_peers
 from bench.records import Row, prepare_folder, write_record
 from bench.runner import RunConfig, Worker, WorkerError, record_verification, run, total_steps
 from common.architecture import autoencoder
 from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures, photo_crops
-from common.device import DEVICES, DeviceStatus, choose_device, device_status, probe_gpu, usable_cores
-from common.errors import UsageError
-from versions.registry import REGISTRY, BackendInfo, find, names
+from common.device import DEVICES, device_status, probe_gpu, usable_cores
+from common.errors import RunError, UsageError
+from versions.registry import find
 
-MATHS = ("fp32", "tf32")
 DEFAULT_SAMPLES = {"cpu": 128, "gpu": 50_000}
 DEFAULT_EPOCHS = 6  # enough for an interval, and for a difference between two files of seven rows to show
 LAYER_ROUNDS = {"cpu": 8, "gpu": 20}  # enough for a difference between two files to show
 FULL_EPOCH = 50_000
-TABLE_COLUMNS = 132  # of a wide table where there is no terminal
 CHECKED_BATCH = 64  # the whole step that ``check`` verifies; ``run`` verifies the sizes it will time
 
 app = typer.Typer(
@@ -44,12 +55,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get the CIFAR-10 pictures.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-Backends = Annotated[list[str] | None, typer.Option("--backend", help="A version, repeatable, or all.", metavar="NAME")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or gpu.", metavar="DEVICE")]
-MathOption = Annotated[str, typer.Option("--math", help="fp32, or tf32 for cuBLAS on a GPU.", metavar="MATH")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.")]
-DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder with CIFAR-10's binary files.")]
+train_commands.add_to(app)
 
 
 @app.command("run")
@@ -74,15 +80,12 @@ def run_command(
     """Verify every version, time its epochs, write one results file and the charts."""
     if data not in SOURCES:
         raise UsageError(f"unknown data source {data!r}: choose from {', '.join(SOURCES)}")
-    if not np.finfo(np.float32).tiny <= learning_rate <= np.finfo(np.float32).max:
-        raise UsageError(f"learning rate {learning_rate}: must be a positive number that float32 can hold")
-    if seed < 0:
-        raise UsageError(f"seed {seed}: must not be negative")
+    check_learning_rate(learning_rate)
+    check_number("seed", seed, 0)
     for name, value in (("epochs", epochs), ("samples", samples), ("batch size", batch_size)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: must be at least 1")
+        check_number(name, value, 1)
     peers = find_peers(peer)
-    infos, status, threads = _choose(backend, device, math, threads, again=True)
+    infos, status, threads = choose(backend, device, math, threads, again=True)
     config = RunConfig(
         backends=infos,
         device=status.device,
@@ -98,7 +101,7 @@ def run_command(
     pictures = load_pictures(data, data_dir, config.samples, seed)
     runs = prepare_folder(out)
 
-    console = _wide_console(quiet=quiet)
+    console = wide_console(quiet=quiet)
     console.print(f"data: {escape(pictures.description)}", highlight=False, soft_wrap=True)
     count = len(pictures.images)
     part = "the full epoch" if count == FULL_EPOCH else f"--samples {FULL_EPOCH} is the full epoch"
@@ -108,8 +111,8 @@ def run_command(
         highlight=False,
         soft_wrap=True,
     )
-    with _progress(disable=quiet) as bar:
-        report = _reporter(bar, total_steps(config), quiet=quiet)
+    with progress(disable=quiet) as bar:
+        report = reporter(bar, total_steps(config), quiet=quiet)
         record = run(config, pictures, ["convbench", *sys.argv[1:]], report)
 
     path = write_record(record, runs)
@@ -149,28 +152,33 @@ def layers_command(
     from bench import layer_runner, layer_tables
     from bench.layers import summarise_layers, write_layers
 
-    for name, value in (("batch size", batch_size), ("rounds", rounds)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: must be at least 1")
-    if seed < 0:
-        raise UsageError(f"seed {seed}: must not be negative")
-    infos, status, threads = _choose(backend, device, math, threads, again=True)
+    check_number("batch size", batch_size, 1)
+    check_number("rounds", rounds, 1)
+    check_number("seed", seed, 0)
+    infos, status, threads = choose(backend, device, math, threads, again=True)
     rounds = rounds or LAYER_ROUNDS[status.device]
     config = RunConfig(
-        infos, status.device, math, rounds, batch_size, learning_rate=0.001, seed=seed, threads=threads,
+        infos,
+        status.device,
+        math,
+        rounds,
+        batch_size,
+        learning_rate=0.001,
+        seed=seed,
+        threads=threads,
         samples=batch_size,
-    )  # fmt: skip
+    )
     images = photo_crops(layer_runner.BATCHES * batch_size, seed)
     runs = prepare_folder(out)
 
-    console = _wide_console(quiet=quiet)
+    console = wide_console(quiet=quiet)
     console.print(
         f"device: {status.device} ({escape(status.name)}), {threads} threads; {rounds} rounds of steps of {batch_size}",
         highlight=False,
         soft_wrap=True,
     )
-    with _progress(disable=quiet) as bar:
-        report = _reporter(bar, layer_runner.total_steps(config), quiet=quiet)
+    with progress(disable=quiet) as bar:
+        report = reporter(bar, layer_runner.total_steps(config), quiet=quiet)
         try:
             record = layer_runner.measure_layers(config, images, ["convbench", *sys.argv[1:]], report)
         except WorkerError as error:
@@ -204,7 +212,7 @@ def check(
     backend: Backends = None, device: DeviceOption = "auto", math: MathOption = "fp32", threads: Threads = None
 ) -> None:
     """Verify versions against the float64 reference, without timing them."""
-    infos, status, threads = _choose(backend, device, math, threads)
+    infos, status, threads = choose(backend, device, math, threads)
     where, batch = status.device, CHECKED_BATCH
     config = RunConfig(
         infos, where, math, epochs=1, batch_size=batch, learning_rate=0.001, seed=0, threads=threads, samples=batch
@@ -247,7 +255,7 @@ def kernels_command(
     """Compile every GPU kernel without a GPU: registers, spills, occupancy and inner loop of each."""
     from bench import kernels
 
-    infos = _find_backends(backend)
+    infos = find_backends(backend)
     targets = kernels.find_targets(target)
     kernels.check_compilers()
     runs = prepare_folder(out) if out else None
@@ -258,7 +266,7 @@ def kernels_command(
     if not sys.stderr.isatty():
         print(f"compiling {len(uses)} kernels for {', '.join(target_names)}", file=sys.stderr)
     places = {id(use): place for place, use in enumerate(uses)}
-    with _progress(disable=not sys.stderr.isatty()) as bar:
+    with progress(disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("compiling", total=len(uses) * len(targets))
         for use, answer in kernels.compile_uses(uses, targets):
             bar.update(task, description=f"compiling {escape(use.name)}", advance=1)
@@ -268,7 +276,7 @@ def kernels_command(
             else:
                 compiled[places[id(use)], answer.target] = answer
                 faults += [f"{version}: {fault}" for fault in kernels.faults(answer)]
-    _wide_console().print(tables.kernels_table(uses, compiled, target_names))
+    wide_console().print(tables.kernels_table(uses, compiled, target_names))
     if runs:
         from bench.kernel_records import kernels_record, write_kernels
 
@@ -300,20 +308,19 @@ def describe(
     info = find(backend)
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}: choose from {', '.join(DEVICES)}")
-    if batch_size < 1:
-        raise UsageError(f"batch size {batch_size}: must be at least 1")
+    check_number("batch size", batch_size, 1)
     architecture = autoencoder()
     console = Console()
     console.print(tables.stages_table(architecture))
     console.print(tables.receptive_field_table(architecture))
     console.print(f"  {tables.DOCUMENT_FIELDS}\n", highlight=False, soft_wrap=True)
-    console.print(tables.memory_table(architecture, batch_size, info, device, _check_threads(threads)))
+    console.print(tables.memory_table(architecture, batch_size, info, device, check_threads(threads)))
     if device == "gpu":
         work = tables.work_table(architecture, batch_size, info)
         if work is None:
             print(f"{info.label} does not state the work of its kernels.")
         else:
-            _wide_console().print(work)
+            wide_console().print(work)
 
 
 @app.command("readme")
@@ -393,7 +400,7 @@ def compare_command(
 
     fail_on = fail_on or []
     found = compare.compare_files(old, new, alpha=alpha, effect=effect, allow=allow or [], fail_on=fail_on)
-    console = _wide_console()
+    console = wide_console()
     console.print(compare.comparison_table(found))
     for line in compare.comparison_lines(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -433,69 +440,6 @@ def download(data_dir: DataDir = Path("data")) -> None:
     print(f"CIFAR-10 is {'already ' if there else ''}in {folder}")
 
 
-def _choose(
-    backend: list[str] | None, device: str, math: str, threads: int | None, *, again: bool = False
-) -> tuple[tuple[BackendInfo, ...], DeviceStatus, int]:
-    """Resolve the options that say what runs where."""
-    infos = _find_backends(backend, again=again)
-    if math not in MATHS:
-        raise UsageError(f"unknown math {math!r}: choose from {', '.join(MATHS)}")
-    threads = _check_threads(threads)
-    return infos, choose_device(device), threads
-
-
-def _find_backends(backend: list[str] | None, *, again: bool = False) -> tuple[BackendInfo, ...]:
-    """Versions by name, in the order asked for; all by default; one that comes again counts once unless ``again``."""
-    asked = backend or ["all"]
-    for name in asked:
-        if name not in (*names(), "all"):
-            raise UsageError(f"unknown backend {name!r}: choose from {', '.join(names())} or all")
-    if "all" in asked:
-        return REGISTRY
-    infos = [find(name) for name in asked]
-    return tuple(infos if again else dict.fromkeys(infos))
-
-
-def _progress(*, disable: bool) -> Progress:
-    """A bar on standard error that says what is being done, and goes when it is."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=disable,
-        transient=True,
-    )
-
-
-def _reporter(bar: Progress, total: int, *, quiet: bool) -> Callable[[str], None]:
-    """What moves the bar on by one and says what is being done, in lines where there is no terminal."""
-    task = bar.add_task("starting", total=total)
-    begun = itertools.count()
-
-    def report(what: str) -> None:
-        bar.update(task, description=what, completed=next(begun))
-        if not bar.console.is_terminal and not quiet:
-            bar.console.print(what, highlight=False)
-
-    return report
-
-
-def _wide_console(*, quiet: bool = False) -> Console:
-    """Standard output; a file or a pipe has no width of its own, and gets that of the wide tables."""
-    console = Console(quiet=quiet)
-    return console if console.is_terminal else Console(width=TABLE_COLUMNS, quiet=quiet)
-
-
-def _check_threads(threads: int | None) -> int:
-    most = usable_cores()
-    if threads is not None and not 1 <= threads <= most:
-        raise UsageError(f"threads {threads}: choose from 1 to {most}, the cores of this machine")
-    return threads or most
-
-
 def _try_numba() -> str:
     import numba
 
@@ -528,10 +472,10 @@ def main() -> None:
     """Run the command line; every bad request becomes one line on standard error and exit code 2."""
     try:
         code = app(standalone_mode=False)
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         message = str(error).replace("\n", "\\n")  # a path may hold one, and the error is one line
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

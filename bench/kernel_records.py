@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from bench.environment import describe_environment
 from bench.ptx import LoopCounts
 from bench.records import read_json, start_time, write_json
-from bench.validation import all_texts, is_count, is_number, validating, want
 from common.device import usable_cores
+from common.validation import all_texts, is_count, is_number, validating, want
 
 if TYPE_CHECKING:  # only the command that compiles kernels needs it
     from bench.kernels import CompiledKernel, KernelUse

@@ -19,10 +19,10 @@ from bench.environment import machine_slug
 from bench.operations import WHOLE_STEP, Operation, step_operations
 from bench.records import read_json, write_json
 from bench.statistics import NOISY_SPREAD, spread
-from bench.validation import all_texts, is_count, is_number, validating, want
 from common.architecture import Architecture, autoencoder
 from common.backend import Device
 from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
+from common.validation import all_texts, is_count, is_number, validating, want
 from versions.registry import BackendInfo
 
 SCHEMA = "convbench-layers/1"

@@ -22,8 +22,8 @@ from bench.records import (
     read_json_object,
     read_record,
 )
-from bench.validation import is_number, validating, want
 from common.errors import UsageError
+from common.validation import is_number, validating, want
 
 RUN, LAYERS, PYTEST_BENCHMARK = "convbench run", "convbench layers", "pytest-benchmark"
 GROUPS = ("machine", "gpu", "threads", "data", "math")

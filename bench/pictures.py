@@ -1,4 +1,4 @@
-"""Pictures in a results file: a strip of a few, side by side, as a PNG in base64."""
+"""Pictures as PNG: a strip of a few in a results file, in base64, and a grid of originals above reconstructions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,42 @@ import numpy as np
 
 SHOWN = 8
 """Pictures in a strip: enough to see what was learned, few enough for a results file."""
+GAP = 2  # pixels between the pictures of a grid
 
 
 def strip_png(pictures: np.ndarray) -> str:
     """Draw pictures (N, 3, H, W), bytes or floats in [0, 1] (cut off outside), side by side; base64 of the PNG."""
+    strip = np.concatenate(list(to_bytes(pictures).transpose(0, 2, 3, 1)), axis=1)
+    return base64.b64encode(_png(strip)).decode("ascii")
+
+
+def grid_png(originals: np.ndarray, made: np.ndarray) -> bytes:
+    """Pictures (N, 3, H, W) in rows of at most eight, below each row what was made of it; twice as large, as a PNG.
+
+    Bytes or floats in [0, 1], cut off outside.
+    """
+    count, _, height, width = originals.shape
+    columns = min(count, SHOWN)
+    rows = -(-count // columns)
+    paper = np.full((rows, 2, columns, height + GAP, width + GAP, 3), 255, np.uint8)
+    for kind, pictures in enumerate((originals, made)):
+        for i, picture in enumerate(to_bytes(pictures).transpose(0, 2, 3, 1)):
+            paper[i // columns, kind, i % columns, :height, :width] = picture
+    sheet = paper.transpose(0, 1, 3, 2, 4, 5).reshape(rows * 2 * (height + GAP), columns * (width + GAP), 3)
+    return _png(sheet.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def to_bytes(pictures: np.ndarray) -> np.ndarray:
+    """Bytes of pictures that are floats in [0, 1], cut off outside; bytes stay as they are."""
+    if pictures.dtype == np.uint8:
+        return pictures
+    return np.round(np.clip(np.nan_to_num(pictures), 0, 1) * 255).astype(np.uint8)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) bytes as a PNG file."""
     from PIL import Image
 
-    if pictures.dtype != np.uint8:
-        pictures = np.round(np.clip(np.nan_to_num(pictures), 0, 1) * 255).astype(np.uint8)
-    strip = np.concatenate(list(pictures.transpose(0, 2, 3, 1)), axis=1)
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(strip)).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode("ascii")
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -45,10 +45,8 @@ def _parts(architecture: Architecture, piece: str, n: int) -> list[Operation]:
 
 
 def _depth(architecture: Architecture, piece: str) -> int:
-    """How many stages ``piece`` runs forward: to the latent, which the last pooling gives, or all."""
-    if piece != "encode":
-        return len(architecture.stages)
-    return sum(stage.resample == "maxpool" for stage in architecture.stages)
+    """How many stages ``piece`` runs forward: to the latent, or all."""
+    return architecture.latent_stages if piece == "encode" else len(architecture.stages)
 
 
 def isolate_piece(
@@ -142,19 +140,13 @@ def _forward_pass(
 ) -> Isolated:
     """The stages forward, all or up to the latent, on a batch that lies in the input buffer."""
     backend, n = network.backend, network.batch_size
-    stages = network.architecture.stages[: _depth(network.architecture, piece)]
+    depth = _depth(network.architecture, piece)
+    stages = network.architecture.stages[:depth]
     views = network.views(n)
-    steps = [
-        (stage, network.parameters[f"{stage.name}.weight"], network.parameters[f"{stage.name}.bias"], y, out)
-        for stage, y, out in zip(stages, views.convolved, views.outputs, strict=False)
-    ]
     images, order = backend.upload(pictures), backend.upload(which.astype(np.int32))
 
     def call() -> None:
-        x = views.picture
-        for stage, w, b, y, out in steps:
-            backend.stage_forward(stage, x, w, b, y, out)
-            x = out
+        network.forward(n, depth)
 
     def poison() -> None:
         backend.synchronize()
@@ -169,7 +161,7 @@ def _forward_pass(
         now = network.read_parameters()
         kept = all(np.array_equal(now[name], value) for name, value in parameters.items())
         return [
-            compare_pictures(piece, backend, steps[-1][-1], expected, tolerance, which),
+            compare_pictures(piece, backend, views.outputs[depth - 1], expected, tolerance, which),
             compare_pictures("the pictures", backend, views.picture, pictures / 255.0, UNIT_ROUNDOFF, which),
             holds("parameters", kept, "a forward pass changed them"),
         ]

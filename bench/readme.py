@@ -6,14 +6,13 @@ too, so that ``convbench readme --check``, without an argument, can tell whether
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from bench.environment import machine_label
 from bench.records import RunRecord, Summary, read_record, summarise
 from common.errors import UsageError
+from common.files import replace_file
 from versions.registry import BASELINE
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -89,15 +88,7 @@ def block_text(record: RunRecord, file: str, chart: str) -> str:
 def replace(readme: Path, text: str) -> None:
     """Write the README whole or not at all; UsageError if it cannot be written."""
     try:
-        handle, draft = tempfile.mkstemp(dir=readme.parent, prefix=".readme-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-            os.chmod(draft, readme.stat().st_mode)
-            os.replace(draft, readme)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        replace_file(readme, text.encode())
     except OSError as error:
         raise UsageError(f"cannot write {readme}: {error.strerror or error}") from error
 

@@ -19,8 +19,9 @@ from typing import Any
 from bench.ceilings import SPEEDS
 from bench.environment import machine_slug
 from bench.statistics import NOISY_SPREAD, ratio_interval, spread
-from bench.validation import is_number, validating, want
 from common.errors import UsageError
+from common.files import create_file
+from common.validation import is_number, validating, want
 
 SCHEMA = "convbench-run/2"
 OLD_SCHEMA = "convbench-run/1"
@@ -168,21 +169,17 @@ def write_json(document: dict[str, Any], folder: Path, stem: str) -> Path:
 
     Raises UsageError if the folder cannot be written to.
     """
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    draft = folder / f".{stem}-{os.getpid()}"
+    data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
     try:
-        draft.write_text(text, encoding="utf-8")
         for suffix in ("", *(f"-{i}" for i in range(2, 100))):
             path = folder / f"{stem}{suffix}.json"
             try:
-                path.hardlink_to(draft)  # whole or not at all, and never over another file
+                create_file(path, data)
             except FileExistsError:
                 continue
             return path
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     raise UsageError(f"{folder} already holds a hundred results named {stem}")
 
 

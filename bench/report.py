@@ -65,6 +65,7 @@ from bench.report_words import (
     summary_paragraphs,
 )
 from common.errors import UsageError
+from common.files import create_file, replace_file
 from versions.registry import BASELINE
 
 SUFFIXES = (".html", ".htm")
@@ -228,19 +229,12 @@ def _check_target(out: Path, *, force: bool) -> None:
 
 
 def _write(text: str, out: Path, *, force: bool) -> None:
-    draft = out.parent / f".{out.name}-{os.getpid()}"
     try:
-        draft.write_text(text, encoding="utf-8")
-        if force:
-            draft.replace(out)
-        else:
-            out.hardlink_to(draft)
+        (replace_file if force else create_file)(out, text.encode())
     except FileExistsError:
         raise UsageError(f"{out} exists; --force writes over it") from None
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 # Reading ------------------------------------------------------------------------------------------------------------

@@ -115,6 +115,18 @@ class Architecture:
         return last.out_channels, last.out_height, last.out_width
 
     @property
+    def latent_stages(self) -> int:
+        """How many stages lead to the latent, the smallest picture; the first of them where several are smallest."""
+        areas = [stage.out_height * stage.out_width for stage in self.stages]
+        return areas.index(min(areas)) + 1
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one picture's latent."""
+        last = self.stages[self.latent_stages - 1]
+        return last.out_channels, last.out_height, last.out_width
+
+    @property
     def values_per_image(self) -> int:
         """Values in one picture, which are also the terms of its loss."""
         return prod(self.input_shape)

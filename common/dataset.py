@@ -28,6 +28,8 @@ FILES = {
     "test": ("test_batch.bin",),
 }
 SOURCES = ("auto", "cifar10", "photos")
+PHOTO_PARTS = {"whole": (0.0, 1.0), "train": (0.0, 0.8), "test": (0.8, 1.0)}
+"""From where to where, as shares of a photograph's width, crops of a split may lie."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,27 @@ def load_pictures(source: str, data_dir: Path, samples: int, seed: int) -> Datas
     ``auto`` takes CIFAR-10 if its first training file is in ``data_dir``, else the photo crops. Raises UsageError for
     an unknown source, for files that are missing or damaged, and for more samples than there are.
     """
-    if source not in SOURCES:
-        raise UsageError(f"unknown data source {source!r}: choose from {', '.join(SOURCES)}")
     if samples < 1:
         raise UsageError(f"samples {samples}: must be at least 1")
-    folder = find_cifar10(data_dir)
+    folder = choose_folder(source, data_dir)
+    if folder is not None:
+        images, _ = read_cifar10(folder, "train", samples)
+        return Dataset(images, "cifar10", f"CIFAR-10, {len(images):,} training pictures from {folder}")
+    images = photo_crops(samples, seed)
+    return Dataset(images, "photos", f"photo crops, {len(images):,} of scikit-learn's two sample photographs")
+
+
+def choose_folder(source: str, data_dir: Path) -> Path | None:
+    """The folder with CIFAR-10's files that ``source`` means; None for photo crops. UsageError as in load_pictures."""
+    if source not in SOURCES:
+        raise UsageError(f"unknown data source {source!r}: choose from {', '.join(SOURCES)}")
+    folder = None if source == "photos" else find_cifar10(data_dir)
     if source == "cifar10" and folder is None:
         looked = " and ".join(str(place / FILES["train"][0]) for place in _places(data_dir))
         raise UsageError(
             f"no CIFAR-10 files: looked for {looked}. Get them with: convbench data download --data-dir {data_dir}"
         )
-    if source != "photos" and folder is not None:
-        images, _ = read_cifar10(folder, "train", samples)
-        return Dataset(images, "cifar10", f"CIFAR-10, {len(images):,} training pictures from {folder}")
-    images = photo_crops(samples, seed)
-    return Dataset(images, "photos", f"photo crops, {len(images):,} of scikit-learn's two sample photographs")
+    return folder
 
 
 def find_cifar10(data_dir: Path) -> Path | None:
@@ -70,10 +78,37 @@ def find_cifar10(data_dir: Path) -> Path | None:
 def read_cifar10(folder: Path, split: str = "train", count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read the first ``count`` pictures (all if None) and labels of ``split`` from the binary files in ``folder``.
 
-    Returns uint8 arrays (N, 3, 32, 32) and (N,). Every file that is there is checked for its size, whether it is
-    needed or not: a whole number of records, at least one, at most 10,000, and the same number in each file (the
-    official files hold 10,000; a smaller set, made for trials, may have one more in the first files). Raises UsageError
-    otherwise, for a label over 9, and if there are fewer than ``count`` pictures.
+    Returns uint8 arrays (N, 3, 32, 32) and (N,). Raises UsageError for damaged files (see ``cifar10_files``), for a
+    label over 9, and if there are fewer than ``count`` pictures.
+    """
+    files = cifar10_files(folder, split)
+    available = sum(files.values())
+    wanted = available if count is None else count
+    if wanted > available:
+        raise UsageError(f"{wanted:,} samples asked for, but {folder} holds {available:,} {split} pictures")
+
+    records = np.empty((wanted, RECORD_BYTES), np.uint8)
+    filled = 0
+    for path, held in files.items():
+        take = min(held, wanted - filled)
+        if take == 0:
+            break
+        chunk = np.fromfile(path, np.uint8, take * RECORD_BYTES)
+        if chunk.size != take * RECORD_BYTES:
+            raise UsageError(f"{path} is truncated: it ended while it was read")
+        records[filled : filled + take] = chunk.reshape(take, RECORD_BYTES)
+        check_labels(path, records[filled : filled + take, 0])
+        filled += take
+    images = np.ascontiguousarray(records[:, 1:]).reshape(wanted, CHANNELS, SIZE, SIZE)
+    return images, records[:, 0].copy()
+
+
+def cifar10_files(folder: Path, split: str) -> dict[Path, int]:
+    """The binary files of ``split`` in ``folder``, in order, and how many records each has.
+
+    Every file that is there is checked for its size: a whole number of records, at least one, at most 10,000, and the
+    same number in each file (the official files hold 10,000; a smaller set, made for trials, may have one more in the
+    first files). Raises UsageError otherwise.
     """
     paths = []
     for name in FILES[split]:
@@ -91,27 +126,14 @@ def read_cifar10(folder: Path, split: str = "train", count: int | None = None) -
     if counts != [available // len(counts) + (i < available % len(counts)) for i in range(len(counts))]:
         shortest = counts.index(min(counts))
         raise UsageError(f"{paths[shortest]} is truncated: {min(counts):,} records, another file has {max(counts):,}")
-    wanted = available if count is None else count
-    if wanted > available:
-        raise UsageError(f"{wanted:,} samples asked for, but {folder} holds {available:,} {split} pictures")
+    return dict(zip(paths, counts, strict=True))
 
-    records = np.empty((wanted, RECORD_BYTES), np.uint8)
-    filled = 0
-    for path, held in zip(paths, counts, strict=True):
-        take = min(held, wanted - filled)
-        if take == 0:
-            break
-        chunk = np.fromfile(path, np.uint8, take * RECORD_BYTES)
-        if chunk.size != take * RECORD_BYTES:
-            raise UsageError(f"{path} is truncated: it ended while it was read")
-        records[filled : filled + take] = chunk.reshape(take, RECORD_BYTES)
-        bad = np.flatnonzero(records[filled : filled + take, 0] >= CLASSES)
-        if bad.size:
-            label = records[filled + bad[0], 0]
-            raise UsageError(f"{path}: record {bad[0]} has label {label}; labels are 0 to {CLASSES - 1}")
-        filled += take
-    images = np.ascontiguousarray(records[:, 1:]).reshape(wanted, CHANNELS, SIZE, SIZE)
-    return images, records[:, 0].copy()
+
+def check_labels(path: Path, labels: np.ndarray) -> None:
+    """Raise UsageError if one of a file's labels is none of CIFAR-10's."""
+    bad = np.flatnonzero(labels >= CLASSES)
+    if bad.size:
+        raise UsageError(f"{path}: record {bad[0]} has label {labels[bad[0]]}; labels are 0 to {CLASSES - 1}")
 
 
 def photo_crops(count: int, seed: int) -> np.ndarray:
@@ -120,9 +142,20 @@ def photo_crops(count: int, seed: int) -> np.ndarray:
     The same seed gives the same crops in the same order, and a smaller count is a prefix of a larger one. Raises
     UsageError if there are not that many. Source: ``sklearn.datasets.load_sample_images``.
     """
+    return labelled_crops(count, seed, "whole")[0]
+
+
+def labelled_crops(count: int, seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """``photo_crops`` of a part of the photographs, and which of the two each is of: uint8 (count,).
+
+    ``split`` says where crops may lie: in the ``whole``, or, so that no pixel is in both, in the left four fifths
+    (``train``) or in the right fifth (``test``).
+    """
     from sklearn.datasets import load_sample_images
 
     photographs = np.stack(load_sample_images().images)  # (2, H, W, 3)
+    first, last = (round(share * photographs.shape[2]) for share in PHOTO_PARTS[split])
+    photographs = photographs[:, :, first:last]
     number, height, width, _ = photographs.shape
     rows, columns = height - SIZE + 1, width - SIZE + 1
     available = number * 2 * rows * columns
@@ -134,7 +167,7 @@ def photo_crops(count: int, seed: int) -> np.ndarray:
     for i in range(count):
         crop = photographs[photograph[i], row[i] : row[i] + SIZE, column[i] : column[i] + SIZE]
         crops[i] = (crop[:, ::-1] if mirrored[i] else crop).transpose(2, 0, 1)
-    return crops
+    return crops, photograph.astype(np.uint8)
 
 
 def download_cifar10(data_dir: Path, url: str = CIFAR10_URL, md5: str = CIFAR10_MD5, *, progress: bool = True) -> Path:

@@ -1,9 +1,13 @@
-"""The one exception that means "the request was wrong", not "the program is".
+"""The exceptions whose message is all that a user needs: it stands alone, without a traceback.
 
-The command line turns it into one line on standard error and exit code 2, so its message has to stand alone: it
-names the wrong value and the valid ones.
+The command line turns either into one line on standard error. A message names the wrong value and the valid ones, or
+what happened and what is left.
 """
 
 
 class UsageError(ValueError):
-    """A request that cannot be met as asked; the message is complete without a traceback."""
+    """A request that cannot be met as asked; exit code 2."""
+
+
+class RunError(RuntimeError):
+    """Work that was begun and cannot be finished, by no fault of the request; exit code 1."""

@@ -8,6 +8,7 @@ its gradient". Parameters lie in one flat buffer and their gradients in another,
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from math import prod
 
@@ -149,11 +150,12 @@ class Network:
             )
         return self._views[n]
 
-    def forward(self, n: int) -> Buffer:
-        """Run the stages on the n pictures in the input buffer; returns the prediction's buffer."""
+    def forward(self, n: int, stages: int | None = None) -> Buffer:
+        """Run the first ``stages`` (all if None) on the n pictures in the input buffer; returns the last's output."""
         views = self.views(n)
         x = views.picture
-        for stage, y, out in zip(self.architecture.stages, views.convolved, views.outputs, strict=True):
+        walk = zip(self.architecture.stages, views.convolved, views.outputs, strict=True)
+        for stage, y, out in itertools.islice(walk, stages):
             weight, bias = self.parameters[f"{stage.name}.weight"], self.parameters[f"{stage.name}.bias"]
             self.backend.stage_forward(stage, x, weight, bias, y, out)
             x = out

@@ -1,4 +1,4 @@
-"""What the readers of results files share: the conditions that content has to meet, and how it is said if not."""
+"""What readers of results files and checkpoints share: conditions on their content, and how it is said if not met."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def validating(path: Path, kind: str = "results file") -> Iterator[None]:
         yield
     except UsageError:  # which says it already
         raise
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise UsageError(f"{path} is not a valid {kind}: {reason}") from error
 

@@ -1,0 +1,448 @@
+"""A training run as people do it: epochs to the end, checkpoints on the way, and every fault told in one line.
+
+Everything lies in one folder: ``last.safetensors`` and ``best.safetensors``, ``metrics.csv`` with a line an epoch,
+``loss.png`` and ``reconstructions.png``. The checkpoint is the only thing that counts: it holds the figures of every
+epoch, and the other files are made from it. Files are replaced whole, so a run that is killed anywhere can be taken up
+from ``last.safetensors``, and on the same backend, device and threads it comes to the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from bench.environment import git_state
+from bench.pictures import grid_png
+from common.architecture import Architecture
+from common.backend import Device, Math
+from common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from common.errors import RunError, UsageError
+from common.files import replace_file
+from common.network import Network, initial_parameters
+from common.picture_files import first_pictures
+from common.training import Evaluator, Trainer, mean_loss
+from common.training_data import TrainingData
+from versions.registry import BackendInfo
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+METRICS, LOSS_CHART, PICTURES = "metrics.csv", "loss.png", "reconstructions.png"
+COLUMNS = (
+    "epoch", "step", "learning_rate", "train_mse", "train_psnr_db", "held_out_mse", "held_out_psnr_db", "epoch_s",
+    "images_per_s", "backend", "device",
+)  # fmt: skip
+SHOWN = 16  # pictures in the grid
+CURVE_POINTS = 32  # of the loss within an epoch that are kept
+LOOK_S = 0.5  # how often the loss is read and progress is told
+MOST_STEPS = 1000  # between two looks
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What was asked for, every default filled in."""
+
+    backend: BackendInfo
+    device: Device
+    math: Math
+    threads: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    checkpoint_steps: int = 0
+    """Also write ``last.safetensors`` after this many steps; 0 is after whole epochs only."""
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What there is to tell while an epoch is under way."""
+
+    epoch: int
+    """The one under way, from 1."""
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float
+    seconds_left: float
+
+
+class Listener:
+    """Is told how training goes; this one does not care."""
+
+    def compiling(self) -> None:
+        """The first step is about to be run."""
+
+    def step(self, moment: Moment) -> None:
+        """Some steps were taken."""
+
+    def epoch(self, figures: dict[str, Any], *, best: bool, seconds_left: float) -> None:
+        """An epoch is over and its checkpoint written."""
+
+
+def psnr_db(mse: float | None) -> float | None:
+    """Peak signal-to-noise ratio of values in [0, 1], in decibels: -10 log10(MSE); None without an error."""
+    return None if not mse else -10 * math.log10(mse)
+
+
+# The folder -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Make the folder and keep it to this process; UsageError if it cannot be written to or another trains there.
+
+    The lock is the system's and ends with the process, however that ends.
+    """
+    made = [path for path in (*reversed(out.parents), out) if not path.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            probe = out / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
+        with _flock(out):
+            yield
+    except UsageError:  # nothing came of it, so nothing stays of it
+        for path in reversed(made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _flock(out: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process trains in {out}: choose another --out, or wait for it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def find_start(out: Path, architecture: Architecture, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from; None to begin anew.
+
+    UsageError if there is one that nobody asked for, none where one was asked for, or a damaged one.
+    """
+    last = out / LAST
+    if not resume:
+        taken = [name for name in (LAST, BEST, METRICS) if os.path.lexists(out / name)]
+        if taken:
+            raise UsageError(f"{out} holds a training run already ({taken[0]}): --resume goes on with it, --out moves")
+        return None
+    if not last.is_file():
+        raise UsageError(f"nothing to resume: there is no {last}. Without --resume a new run begins")
+    try:
+        return load_checkpoint(last, architecture)
+    except UsageError as error:
+        raise UsageError(f"{error}{_way_out(out, architecture)}") from error
+
+
+def _way_out(out: Path, architecture: Architecture) -> str:
+    try:
+        best = load_checkpoint(out / BEST, architecture)
+    except UsageError:
+        return ""
+    return f". {out / BEST} (epoch {best.position.epoch}) is sound: copied over {LAST} it can be resumed"
+
+
+def check_resumable(checkpoint: Checkpoint, config: TrainConfig, data: TrainingData, path: Path) -> None:
+    """Raise UsageError if going on with these settings and pictures would not be the same training run."""
+    for name, theirs, ours in (
+        ("--seed", checkpoint.seed, config.seed),
+        ("--batch-size", checkpoint.batch_size, config.batch_size),
+        ("--samples", checkpoint.samples, len(data.train)),
+    ):
+        if theirs != ours:
+            raise UsageError(f"{path} was trained with {name} {theirs}, not {ours}: leave it out, or begin anew")
+    if checkpoint.data != data.as_metadata():
+        raise UsageError(
+            f"{path} was trained on other pictures ({checkpoint.data['source']}, {checkpoint.data['held_out']} held "
+            f"out): give the same --data, --data-dir and --held-out, or begin anew"
+        )
+
+
+# The run --------------------------------------------------------------------------------------------------------------
+
+
+class TrainingRun:
+    """One training run in its folder, from the start or from a checkpoint."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        architecture: Architecture,
+        out: Path,
+        start: Checkpoint | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        """Allocate everything; nothing is written yet."""
+        self.config, self.data, self.out = config, data, out
+        self.listener = listener or Listener()
+        parameters = start.parameters if start else initial_parameters(architecture, config.seed)
+        backend = config.backend.load(config.device, math=config.math, threads=config.threads)
+        self.network = Network(backend, architecture, config.batch_size, parameters)
+        self.trainer = Trainer(self.network, data.train, learning_rate=config.learning_rate, seed=config.seed)
+        self.evaluator = Evaluator(self.network, data.held_out) if data.held_out is not None else None
+        self.history: list[dict[str, Any]] = list(start.history) if start else []
+        self.best = start.best if start else None
+        self.data_metadata = data.as_metadata()
+        self.commit = git_state()[0]
+        self.stopping = False
+        self._epoch_seconds = start.epoch_seconds if start else 0.0
+        self._saved: str = f"epoch {start.position.epoch}, step {start.position.step}" if start else ""
+        if start:
+            self.trainer.restore(start.position)
+            if self.trainer.order_digest() != start.order_sha256:
+                raise UsageError(
+                    f"{out / LAST}: this NumPy ({np.__version__}) shuffles otherwise than the one that it was trained "
+                    f"with: go on with that one"
+                )
+        self._scalars = _Scalars(out, self._steps_in_all()) if config.tensorboard else None
+
+    def run(self) -> bool:
+        """Train to ``config.epochs`` in all; False if it was stopped before. RunError for every fault on the way."""
+        try:
+            self._write_metrics()  # a process that was killed may have got no further than its checkpoint
+            if self.trainer.epochs_done < self.config.epochs:
+                self.listener.compiling()
+                self.trainer.warm_up()
+            while self.trainer.epochs_done < self.config.epochs:
+                if not self._run_epoch():
+                    return False
+            self._write_pictures()
+        finally:
+            if self._scalars:
+                self._scalars.close()
+            if self.history:
+                with contextlib.suppress(OSError):  # what went wrong first is what is told
+                    self._draw_losses()
+        return True
+
+    def stop(self) -> None:
+        """Let ``run`` end at its next look, half a second off or a step, with a checkpoint of where it is."""
+        self.stopping = True
+
+    def _run_epoch(self) -> bool:
+        trainer, config = self.trainer, self.config
+        epoch = trainer.epochs_done
+        pace, taken = 0.0, 0  # of this process: what an epoch took before it was killed says little of it
+        while trainer.epochs_done == epoch:
+            first = trainer.steps_done
+            count = 1 if not taken else min(MOST_STEPS, max(1, round(LOOK_S * taken / pace)))
+            if config.checkpoint_steps:
+                count = min(count, config.checkpoint_steps - first % config.checkpoint_steps)
+            begun = perf_counter()
+            trainer.take_steps(count)
+            seconds = perf_counter() - begun
+            self._epoch_seconds += seconds
+            done = trainer.steps_done if trainer.epochs_done == epoch else trainer.steps
+            pace, taken = pace + seconds, taken + done - first
+            losses = trainer.read_losses()[:done]
+            self._check(losses, epoch)
+            if self._scalars:
+                self._scalars.steps(losses[first:], epoch * trainer.steps + first)
+            left = (config.epochs - epoch) * trainer.steps - done
+            images_per_s = taken * config.batch_size / pace
+            self.listener.step(
+                Moment(epoch + 1, done, trainer.steps, float(losses[-1]), images_per_s, left * pace / taken)
+            )
+            if trainer.epochs_done > epoch:
+                break
+            if self.stopping or (config.checkpoint_steps and trainer.steps_done % config.checkpoint_steps == 0):
+                self._save(LAST)
+            if self.stopping:
+                return False
+        self._end_epoch(losses, pace / taken)
+        return not self.stopping or trainer.epochs_done == config.epochs
+
+    def _check(self, losses: np.ndarray, epoch: int) -> None:
+        """Stop at the first loss that is no number; the checkpoints are from before it."""
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            self._diverged(f"the loss is {losses[bad[0]]} in step {bad[0] + 1} of epoch {epoch + 1}")
+
+    def _diverged(self, what: str) -> None:
+        kept = (
+            f"{self.out / LAST} is from before it ({self._saved})" if self._saved else "no checkpoint was written yet"
+        )
+        raise RunError(
+            f"training diverged: {what}. {kept}. Try a smaller learning rate than {self.config.learning_rate:g}"
+            f"{', with --resume to go on from there' if self._saved else ''}"
+        )
+
+    def _end_epoch(self, losses: np.ndarray, seconds_a_step: float) -> None:
+        trainer, config = self.trainer, self.config
+        held_out = self.evaluator.mse() if self.evaluator else None
+        if held_out is not None and not math.isfinite(held_out):
+            self._diverged(f"the held-out error is {held_out} after epoch {trainer.epochs_done}")
+        figures = {
+            "epoch": trainer.epochs_done,
+            "step": self._steps_in_all(),
+            "learning_rate": config.learning_rate,
+            "train_mse": mean_loss(losses, trainer.samples, config.batch_size),
+            "held_out_mse": held_out,
+            "epoch_s": self._epoch_seconds,
+            "images_per_s": trainer.samples / self._epoch_seconds,
+            "backend": config.backend.name,
+            "device": config.device,
+            "curve": _thinned(losses),
+        }
+        self.history.append(figures)
+        self._epoch_seconds = 0.0
+        mse = figures["train_mse"] if held_out is None else held_out
+        is_best = self.best is None or mse < self.best["mse"]
+        if is_best:
+            self.best = {"epoch": trainer.epochs_done, "mse": mse}
+            self._save(BEST)
+        self._save(LAST)
+        self._write_metrics()
+        self._write_pictures()
+        if self._scalars:
+            self._scalars.epoch(figures)
+        left = (config.epochs - trainer.epochs_done) * trainer.steps * seconds_a_step
+        self.listener.epoch(figures, best=is_best, seconds_left=left)
+
+    def _steps_in_all(self) -> int:
+        return self.trainer.epochs_done * self.trainer.steps + self.trainer.steps_done
+
+    def checkpoint(self) -> Checkpoint:
+        """Where training stands now."""
+        trainer, config = self.trainer, self.config
+        return Checkpoint(
+            parameters=self.network.read_parameters(),
+            architecture=self.network.architecture,
+            position=trainer.position(),
+            seed=config.seed,
+            order_sha256=trainer.order_digest(),
+            batch_size=config.batch_size,
+            samples=trainer.samples,
+            learning_rate=config.learning_rate,
+            data=self.data_metadata,
+            backend=config.backend.name,
+            device=config.device,
+            math=config.math,
+            threads=config.threads,
+            commit=self.commit,
+            epoch_seconds=self._epoch_seconds,
+            history=self.history,
+            best=self.best,
+        )
+
+    def _save(self, name: str) -> None:
+        checkpoint = self.checkpoint()
+        for parameter, value in checkpoint.parameters.items():
+            if not np.isfinite(value).all():
+                self._diverged(f"{parameter} is no longer finite after {self._steps_in_all()} steps")
+        with self._writing(name) as path:
+            save_checkpoint(checkpoint, path)
+        if name == LAST:
+            self._saved = f"epoch {checkpoint.position.epoch}, step {checkpoint.position.step}"
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Turn what goes wrong with a file into RunError, which says what is left."""
+        try:
+            yield self.out / name
+        except OSError as error:
+            left = f"{LAST} there is of {self._saved}" if self._saved else "no checkpoint was written yet"
+            raise RunError(f"cannot write {self.out / name}: {error.strerror or error}; {left}") from error
+
+    def _write_metrics(self) -> None:
+        if not self.history:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in self.history:
+            errors = {f"{part}_psnr_db": psnr_db(row[f"{part}_mse"]) for part in ("train", "held_out")}
+            writer.writerow({**row, **errors})
+        with self._writing(METRICS) as path:
+            replace_file(path, text.getvalue().encode())
+
+    def _write_pictures(self) -> None:
+        """Held-out pictures, or without any the first ones, above what the network makes of them."""
+        shown = self.data.train if self.data.held_out is None else self.data.held_out
+        made = (self.evaluator or self.trainer).reconstruct(SHOWN)
+        originals = first_pictures(shown, len(made))
+        with self._writing(PICTURES) as path:
+            replace_file(path, grid_png(originals, made))
+
+    def _draw_losses(self) -> None:
+        from bench.train_chart import training_png  # matplotlib is slow to import
+
+        with self._writing(LOSS_CHART) as path:
+            replace_file(path, training_png(self.history, self.trainer.samples, self.config.batch_size))
+
+
+def _thinned(losses: np.ndarray) -> list[float]:
+    """At most ``CURVE_POINTS`` means of neighbouring losses, to six digits."""
+    parts = np.array_split(losses.astype(np.float64), min(CURVE_POINTS, len(losses)))
+    return [float(f"{part.mean():.6g}") for part in parts]
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM calls ``stop`` and the second one ends the process as it always does."""
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: Any) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Scalars:
+    """The figures as TensorBoard reads them, in ``tensorboard/`` in the folder."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        # What an earlier process wrote of later steps, before it was killed, is taken back.
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step or None)
+
+    def steps(self, losses: np.ndarray, first: int) -> None:
+        for number, loss in enumerate(losses, first + 1):
+            self._writer.add_scalar("loss/step", float(loss), number)
+
+    def epoch(self, figures: dict[str, Any]) -> None:
+        for part in ("train", "held_out"):
+            mse = figures[f"{part}_mse"]
+            if mse is not None:
+                self._writer.add_scalar(f"mse/{part}", mse, figures["step"])
+                self._writer.add_scalar(f"psnr_db/{part}", psnr_db(mse), figures["step"])
+        self._writer.add_scalar("images_per_s", figures["images_per_s"], figures["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,122 @@
+"""Pictures that stay in their files, which may be larger than memory: mapped, and gathered batch by batch.
+
+Two kinds of file: CIFAR-10's binary records, several files one after another, and a NumPy array (``.npy``) of shape
+(N, 3, 32, 32), uint8. The system reads what a batch touches and may drop it again at any time, so a process needs
+memory for a batch, not for the set.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from common.dataset import CHANNELS, RECORD_BYTES, SIZE, check_labels, cifar10_files
+from common.errors import RunError, UsageError
+
+PICTURE = (CHANNELS, SIZE, SIZE)
+
+
+class _Part:
+    """The pictures of one file, a view of its mapping; the file stays open, to see whether it is cut short."""
+
+    def __init__(self, path: Path, file: BinaryIO, pictures: np.ndarray) -> None:
+        self.path, self.pictures = path, pictures
+        self._handle = os.dup(file.fileno())
+        self._bytes = os.fstat(self._handle).st_size
+        weakref.finalize(self, os.close, self._handle)
+
+    def check(self) -> None:
+        """Raise RunError if the file is shorter than when it was mapped: touching what is gone kills a process."""
+        if os.fstat(self._handle).st_size < self._bytes:
+            raise RunError(f"{self.path} was cut short while its pictures were being read")
+
+
+class PictureFiles:
+    """Pictures (N, 3, 32, 32) uint8 in files; ``gather`` copies some of them out."""
+
+    def __init__(self, parts: list[_Part], first: int = 0, count: int | None = None) -> None:
+        """Take ``count`` pictures (all that follow if None) from number ``first`` of all the parts' on."""
+        self._parts = parts
+        self._ends = np.cumsum([len(part.pictures) for part in parts])
+        self._first = first
+        self._count = int(self._ends[-1]) - first if count is None else count
+        self.shape = parts[0].pictures.shape[1:]
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """What they would take in memory."""
+        return len(self) * int(np.prod(self.shape))
+
+    def part(self, first: int, count: int) -> PictureFiles:
+        """``count`` of these pictures from number ``first`` on."""
+        return PictureFiles(self._parts, self._first + first, count)
+
+    def gather(self, indices: np.ndarray, out: np.ndarray) -> None:
+        """Copy the pictures of these numbers (n,) into ``out`` (n, C, H, W); RunError if a file has been cut short."""
+        indices = indices.astype(np.int64) + self._first
+        files = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(files):
+            part = self._parts[number]
+            part.check()
+            here = files == number
+            start = self._ends[number] - len(part.pictures)
+            out[here] = part.pictures[indices[here] - start]
+
+    def load(self) -> np.ndarray:
+        """Copy all of them into memory."""
+        images = np.empty((len(self), *self.shape), np.uint8)
+        self.gather(np.arange(len(self)), images)
+        return images
+
+
+def first_pictures(pictures: np.ndarray | PictureFiles, count: int) -> np.ndarray:
+    """The first ``count`` pictures, in memory."""
+    return pictures[:count] if isinstance(pictures, np.ndarray) else pictures.part(0, count).load()
+
+
+def open_cifar10(folder: Path, split: str) -> PictureFiles:
+    """Map the pictures of ``split``; UsageError for damaged files, as in ``read_cifar10``."""
+    parts = []
+    for path, count in cifar10_files(folder, split).items():
+        with _open(path) as file:
+            try:
+                records = np.memmap(file, np.uint8, "r", shape=(count, RECORD_BYTES))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"cannot read {path}: {error}") from error
+            check_labels(path, records[:, 0])
+            # Every record but its label byte, as planes: a view, records lie 3,073 bytes apart.
+            parts.append(_Part(path, file, np.asarray(records)[:, 1:].reshape(count, *PICTURE)))
+    return PictureFiles(parts)
+
+
+def open_npy(path: Path) -> PictureFiles:
+    """Map a NumPy array of pictures (N, 3, 32, 32) uint8; UsageError if it is none. Nothing is unpickled."""
+    if not path.is_file():
+        raise UsageError(f"cannot read {path}: {'not a file' if path.exists() else 'no such file'}")
+    with _open(path) as file:
+        try:
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(images, np.ndarray):
+                raise ValueError("it holds several arrays")
+            if images.dtype != np.uint8 or images.shape[1:] != PICTURE or not len(images):
+                raise ValueError(f"it holds {images.dtype} {images.shape}")
+        # NumPy reads the header as a Python literal; what a damaged one makes it raise is not one kind of error.
+        except (OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+            what = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"{path} is no array of pictures, uint8 (N, 3, {SIZE}, {SIZE}): {what}") from error
+        return PictureFiles([_Part(path, file, np.asarray(images))])
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error

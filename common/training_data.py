@@ -1,0 +1,159 @@
+"""Which pictures a training run learns from, and which it is only judged by.
+
+The two never share a picture: CIFAR-10 has a test split, crops are cut from parts of the photographs that do not
+overlap, and of an array the last pictures are kept apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from common.dataset import FILES, SOURCES, choose_folder, cifar10_files, labelled_crops, read_cifar10
+from common.errors import UsageError
+from common.picture_files import PictureFiles, open_cifar10, open_npy
+from common.training import Pictures
+
+HELD_OUT_SHARE, MOST_HELD_OUT = 5, 10_000  # by default one picture is held out for five that are learned from
+CROPS = 50_000  # as many as CIFAR-10 has
+MEMORY_SHARE = 0.5  # of the room there is: pictures that would take more stay in their files
+DIGESTED = 1024  # pictures of each part that the digest is taken over
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Pictures to learn from and, if any, to be judged by: arrays (N, 3, 32, 32) uint8, or files."""
+
+    train: Pictures
+    held_out: Pictures | None
+    source: str
+    description: str
+
+    def as_metadata(self) -> dict[str, str | int]:
+        """What a checkpoint keeps, to know these pictures again: source, count held out, SHA-256 of a sample."""
+        digest = sha256()
+        for part in filter(lambda part: part is not None, (self.train, self.held_out)):
+            chosen = np.unique(np.linspace(0, len(part) - 1, min(len(part), DIGESTED)).astype(np.int64))
+            pictures = np.empty((len(chosen), *part.shape[-3:]), np.uint8)
+            if isinstance(part, PictureFiles):
+                part.gather(chosen, pictures)
+            else:
+                pictures[:] = part[chosen]
+            digest.update(f"{len(part)}:".encode() + pictures.tobytes())
+        return {"source": self.source, "held_out": count_of(self.held_out), "sha256": digest.hexdigest()}
+
+
+def count_of(pictures: Pictures | None) -> int:
+    """How many pictures; none are 0."""
+    return 0 if pictures is None else len(pictures)
+
+
+def load_training_data(
+    source: str,
+    data_dir: Path,
+    samples: int | None,
+    held_out: int | None,
+    seed: int,
+    *,
+    stream: bool = False,
+    room_bytes: int | None = None,
+) -> TrainingData:
+    """Find pictures in ``source``: auto, cifar10, photos, or a NumPy array of them, ``FILE.npy``.
+
+    ``samples`` are learned from, by default all there are, of crops as many as CIFAR-10 has; ``held_out`` are kept
+    apart, by default one for five, at most 10,000. Files stay on the disk and are read batch by batch if ``stream``, or
+    if they would take more than half of ``room_bytes``, by default of the free memory. Raises UsageError for unknown
+    sources, damaged files, and more pictures than there are.
+    """
+    _check_count("samples", samples, 1)
+    _check_count("held-out pictures", held_out, 0)
+    room = MEMORY_SHARE * (psutil.virtual_memory().available if room_bytes is None else room_bytes)
+    if source.endswith(".npy"):
+        return _from_array(Path(source), samples, held_out, 0 if stream else room)
+    folder = choose_folder(source, data_dir)
+    if folder is not None:
+        return _from_cifar10(folder, samples, held_out, 0 if stream else room)
+    if stream:
+        raise UsageError("--stream needs pictures in files: photo crops are cut in memory")
+    samples = samples or CROPS
+    held_out = _default_held_out(samples) if held_out is None else held_out
+    train, _ = labelled_crops(samples, seed, "train")
+    return TrainingData(
+        train,
+        labelled_crops(held_out, seed, "test")[0] if held_out else None,
+        "photos",
+        f"photo crops, {samples:,} of the left four fifths of scikit-learn's two sample photographs",
+    )
+
+
+def load_split(source: str, data_dir: Path, split: str, count: int | None, seed: int) -> tuple[Pictures, str]:
+    """Pictures of one split, train or test, and a line that says which; for use, not for training.
+
+    ``source`` is as in ``load_training_data``; an array has no splits. All there are by default, of crops 10,000.
+    Raises UsageError for more than there are.
+    """
+    _check_count("samples", count, 1)
+    folder = None if source.endswith(".npy") else choose_folder(source, data_dir)
+    if folder is None and not source.endswith(".npy"):
+        crops, _ = labelled_crops(MOST_HELD_OUT if count is None else count, seed, split)
+        return crops, f"photo crops of the {split} part"
+    files = open_cifar10(folder, split) if folder else open_npy(Path(source))
+    return _first(files, len(files) if count is None else count, folder or source), f"{folder or source}, {split}"
+
+
+def load_labelled(source: str, data_dir: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (N, 3, 32, 32) uint8 of one split and their labels (N,): CIFAR-10's classes, or which photograph."""
+    _check_count("samples", count, 1)
+    if source.endswith(".npy"):
+        raise UsageError(f"{source} has no labels: choose from {', '.join(SOURCES)}")
+    folder = choose_folder(source, data_dir)
+    return labelled_crops(count, seed, split) if folder is None else read_cifar10(folder, split, count)
+
+
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"{name} {value}: must be at least {least}")
+
+
+def _from_cifar10(folder: Path, samples: int | None, held_out: int | None, room: float) -> TrainingData:
+    samples = sum(cifar10_files(folder, "train").values()) if samples is None else samples
+    has_test = (folder / FILES["test"][0]).exists()
+    if held_out is None:
+        held_out = min(_default_held_out(samples), sum(cifar10_files(folder, "test").values())) if has_test else 0
+    wanted = {"train": samples, "test": held_out}
+    if 3072 * (samples + held_out) > room:
+        parts = {split: _first(open_cifar10(folder, split), count, folder) for split, count in wanted.items() if count}
+    else:
+        parts = {split: read_cifar10(folder, split, count)[0] for split, count in wanted.items() if count}
+    description = f"CIFAR-10, {samples:,} training pictures from {folder}"
+    return TrainingData(parts["train"], parts.get("test"), "cifar10", description)
+
+
+def _from_array(path: Path, samples: int | None, held_out: int | None, room: float) -> TrainingData:
+    files = open_npy(path)
+    if held_out is None:
+        held_out = _default_held_out(samples) if samples else min(len(files) // (1 + HELD_OUT_SHARE), MOST_HELD_OUT)
+        held_out = min(held_out, max(0, len(files) - (samples or 1)))
+    samples = len(files) - held_out if samples is None else samples
+    if samples < 1 or samples + held_out > len(files):
+        raise UsageError(
+            f"{samples:,} samples and {held_out:,} held out asked for, but {path} holds {len(files):,} pictures"
+        )
+    parts = [files.part(0, samples), files.part(len(files) - held_out, held_out) if held_out else None]
+    if sum(part.nbytes for part in parts if part) <= room:
+        parts = [part.load() if part else None for part in parts]
+    return TrainingData(*parts, source=path.name, description=f"{samples:,} pictures from {path}")
+
+
+def _first(files: PictureFiles, count: int, place: Path | str) -> PictureFiles:
+    if count > len(files):
+        raise UsageError(f"{count:,} pictures asked for, but {place} holds {len(files):,}")
+    return files.part(0, count)
+
+
+def _default_held_out(samples: int) -> int:
+    return min(-(-samples // HELD_OUT_SHARE), MOST_HELD_OUT)
