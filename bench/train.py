@@ -31,7 +31,7 @@ from common.errors import RunError, UsageError
 from common.files import replace_file
 from common.network import Network, initial_parameters
 from common.picture_files import first_pictures
-from common.training import Evaluator, Trainer, mean_loss
+from common.training import Evaluator, Trainer, forward_batches, mean_loss
 from common.training_data import TrainingData
 from versions.registry import BackendInfo
 
@@ -225,20 +225,26 @@ class TrainingRun:
     def run(self) -> bool:
         """Train to ``config.epochs`` in all; False if it was stopped before. RunError for every fault on the way."""
         try:
-            self._write_metrics()  # a process that was killed may have got no further than its checkpoint
-            if self.trainer.epochs_done < self.config.epochs:
-                self.listener.compiling()
-                self.trainer.warm_up()
-            while self.trainer.epochs_done < self.config.epochs:
-                if not self._run_epoch():
-                    return False
-            self._write_pictures()
+            finished = self._train()
+        except BaseException:
+            with contextlib.suppress(RunError):  # what went wrong first is what is told
+                self._draw_losses()
+            raise
         finally:
             if self._scalars:
                 self._scalars.close()
-            if self.history:
-                with contextlib.suppress(OSError):  # what went wrong first is what is told
-                    self._draw_losses()
+        self._draw_losses()
+        return finished
+
+    def _train(self) -> bool:
+        self._write_metrics()  # a process that was killed may have got no further than its checkpoint
+        if self.trainer.epochs_done < self.config.epochs:
+            self.listener.compiling()
+            self.trainer.warm_up()
+        while self.trainer.epochs_done < self.config.epochs:
+            if not self._run_epoch():
+                return False
+        self._write_pictures()
         return True
 
     def stop(self) -> None:
@@ -385,12 +391,14 @@ class TrainingRun:
     def _write_pictures(self) -> None:
         """Held-out pictures, or without any the first ones, above what the network makes of them."""
         shown = self.data.train if self.data.held_out is None else self.data.held_out
-        made = (self.evaluator or self.trainer).reconstruct(SHOWN)
-        originals = first_pictures(shown, len(made))
+        originals = first_pictures(shown, min(SHOWN, len(shown)))
+        made = np.concatenate(list(forward_batches(self.network, originals)))
         with self._writing(PICTURES) as path:
             replace_file(path, grid_png(originals, made))
 
     def _draw_losses(self) -> None:
+        if not self.history:
+            return
         from bench.train_chart import training_png  # matplotlib is slow to import
 
         with self._writing(LOSS_CHART) as path:
@@ -429,7 +437,8 @@ class _Scalars:
         from tensorboardX import SummaryWriter
 
         # What an earlier process wrote of later steps, before it was killed, is taken back.
-        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step or None)
+        # Files are named by the second: two processes in one would write over each other, but for the suffix.
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step or None, filename_suffix=f".{step}")
 
     def steps(self, losses: np.ndarray, first: int) -> None:
         for number, loss in enumerate(losses, first + 1):

@@ -186,11 +186,6 @@ class Evaluator:
         backend.synchronize()
         return mean_loss(backend.read(self._losses), self.samples, network.batch_size)
 
-    def reconstruct(self, count: int) -> np.ndarray:
-        """What the network makes of the first ``count`` pictures, at most a batch: float32 (count, C, H, W)."""
-        n = min(count, self.samples, self.network.batch_size)
-        return run_forward(self.network, *self._batches.batch(0)[:3], n)
-
 
 # Batches ------------------------------------------------------------------------------------------------------------
 

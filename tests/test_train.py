@@ -1,0 +1,443 @@
+"""Training runs of a tiny network: resumed, streamed, stopped, diverged, out of disk."""
+
+import csv
+import errno
+import gc
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from bench import train
+from bench.train import BEST, LAST, LOSS_CHART, METRICS, PICTURES, Listener, TrainingRun, psnr_db
+from common import reference
+from common.architecture import autoencoder
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.errors import RunError, UsageError
+from common.network import Network, initial_parameters
+from common.training import Evaluator, Trainer
+from common.training_data import TrainingData, load_training_data
+from tests.test_dataset import write_batches
+from tests.train_tiny import ARCHITECTURE, tiny_config, tiny_data, train_tiny
+from versions.registry import find, names
+
+ROOT = Path(__file__).resolve().parent.parent
+each_version = pytest.mark.parametrize("name", names())
+
+
+class StopAt(Listener):
+    """Asks a run to stop after so many looks, a step each."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def step(self, moment):
+        self.looks -= 1
+        if self.looks == 0:
+            self.run.stop()
+
+
+def interrupted(out, config, looks, data=None):
+    """Train until ``looks`` steps are done, then stop as after Ctrl-C; returns what ``run`` did."""
+    run = TrainingRun(config, data or tiny_data(), ARCHITECTURE, out, listener=StopAt(looks))
+    run.listener.run = run
+    return run.run()
+
+
+def loaded(out, name=LAST):
+    return load_checkpoint(out / name, ARCHITECTURE)
+
+
+def metrics(out):
+    return list(csv.DictReader((out / METRICS).read_text().splitlines()))
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def assert_same_bits(found, expected):
+    for name, value in expected.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], value, err_msg=name)
+
+
+@each_version
+def test_stopped_anywhere_and_resumed_to_the_same_bits(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(TrainingRun, "_draw_losses", lambda run: None)  # which takes longer than training
+    config = tiny_config(3, name)  # four steps an epoch, the last with one picture
+    train_tiny(tmp_path, config)
+    expected = loaded(tmp_path)
+    for looks in range(1, 12):
+        out = tmp_path / str(looks)
+        out.mkdir()
+        assert not interrupted(out, config, looks)
+        assert (loaded(out).position.epoch, loaded(out).position.step) == divmod(looks, 4)
+        train_tiny(out, config)
+        found = loaded(out)
+        assert found.position == expected.position
+        assert_same_bits(found, expected)
+        for ours, theirs in zip(found.history, expected.history, strict=True):
+            kept = ("epoch", "step", "train_mse", "held_out_mse", "curve")
+            assert [ours[key] for key in kept] == [theirs[key] for key in kept]
+        assert found.best == expected.best
+
+
+def test_begun_on_one_version_and_ended_on_another(tmp_path):
+    train_tiny(tmp_path, tiny_config(6, "v1"))
+    expected = loaded(tmp_path)
+    out = tmp_path / "mixed"
+    out.mkdir()
+    interrupted(out, tiny_config(6, "v1"), 6)
+    for epochs, name in ((3, "v4"), (4, "v2"), (6, "v3")):
+        train_tiny(out, tiny_config(epochs, name))
+        assert loaded(out).backend == name
+    found = loaded(out)
+    assert [row["backend"] for row in found.history] == ["v1", "v4", "v4", "v2", "v3", "v3"]
+    start = initial_parameters(ARCHITECTURE, 0)
+    for parameter, value in expected.parameters.items():
+        moved = np.linalg.norm(value - start[parameter])
+        assert 0 < np.linalg.norm(found.parameters[parameter] - value) + 1e-12 <= 2e-3 * moved, parameter
+
+
+def test_the_folder_holds_what_it_should(tmp_path):
+    run = train_tiny(tmp_path, tiny_config(4, "v4"))
+    files = {BEST, LAST, METRICS, LOSS_CHART, PICTURES}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    rows = metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows] == ["4", "8", "12", "16"]
+    for row in rows:
+        for part in ("train", "held_out"):
+            assert float(row[f"{part}_psnr_db"]) == pytest.approx(-10 * np.log10(float(row[f"{part}_mse"])))
+        assert float(row["images_per_s"]) == pytest.approx(7 / float(row["epoch_s"]))
+    errors = [float(row["held_out_mse"]) for row in rows]
+    best = loaded(tmp_path, BEST)
+    assert best.position.epoch == 1 + errors.index(min(errors)) == run.best["epoch"]
+    # The held-out error is that of the float64 reference on these pictures with the parameters of the checkpoint.
+    last = loaded(tmp_path)
+    exact = tiny_data().held_out / 255.0
+    parameters = {name: value.astype(np.float64) for name, value in last.parameters.items()}
+    assert errors[-1] == pytest.approx(reference.forward_backward(ARCHITECTURE, parameters, exact).loss, rel=1e-5)
+    # Three held-out pictures, below them what was made of them; each twice as large, with a gap of two.
+    sheet = pixels(tmp_path / PICTURES)
+    assert sheet.shape == (2 * 2 * 10, 2 * 3 * 10, 3)
+    np.testing.assert_array_equal(sheet[:16:2, 40:56:2], tiny_data().held_out[2].transpose(1, 2, 0))
+    made = np.clip(reference.forward_backward(ARCHITECTURE, parameters, exact).prediction, 0, 1)
+    np.testing.assert_allclose(sheet[20:36:2, 40:56:2], 255 * made[2].transpose(1, 2, 0), atol=0.6)
+    assert pixels(tmp_path / LOSS_CHART).shape[1] > 1000
+
+
+def test_without_held_out_pictures_the_training_error_decides(tmp_path):
+    train_tiny(tmp_path, tiny_config(2, "v4"), tiny_data(held_out=0))
+    last = loaded(tmp_path)
+    assert [row["held_out_mse"] for row in last.history] == [None, None]
+    assert last.best["mse"] == min(row["train_mse"] for row in last.history)
+    assert metrics(tmp_path)[0]["held_out_psnr_db"] == ""
+    assert (tmp_path / PICTURES).exists()
+
+
+def test_psnr():
+    assert psnr_db(0.01) == pytest.approx(20)
+    assert psnr_db(None) is None
+    assert psnr_db(0.0) is None
+
+
+@each_version
+def test_warming_up_leaves_no_trace(name):
+    pictures = tiny_data().train
+    ends = []
+    for warm in (False, True):
+        network = Network(find(name).load("cpu"), ARCHITECTURE, 2, initial_parameters(ARCHITECTURE, 0))
+        trainer = Trainer(network, pictures, learning_rate=0.1, seed=0)
+        trainer.take_steps(3)
+        if warm:
+            trainer.warm_up()
+        trainer.take_steps(1)
+        trainer.run_epoch()
+        ends.append((trainer.read_losses(), network.read_parameters()))
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    for parameter, value in ends[0][1].items():
+        np.testing.assert_array_equal(ends[1][1][parameter], value)
+
+
+def test_pictures_left_in_their_files_train_to_the_same_bits(tmp_path):
+    write_batches(tmp_path / "data", counts=(4, 4, 3), test=5)
+    architecture = autoencoder((32, 32), (3, 2))
+    ends = []
+    for stream in (False, True):
+        data = load_training_data("cifar10", tmp_path / "data", 10, 4, 0, stream=stream)
+        assert isinstance(data.train, np.ndarray) != stream
+        network = Network(find("v4").load("cpu"), architecture, 4, initial_parameters(architecture, 0))
+        trainer, evaluator = Trainer(network, data.train, learning_rate=0.1, seed=0), Evaluator(network, data.held_out)
+        trainer.run_epoch()
+        error = evaluator.mse()
+        trainer.run_epoch()
+        found = (trainer.read_losses(), error, trainer.reconstruct(3))
+        ends.append((data.as_metadata(), network.read_parameters(), found))
+    assert ends[0][0] == ends[1][0]
+    for parameter, value in ends[0][1].items():
+        np.testing.assert_array_equal(ends[1][1][parameter], value)
+    for ours, theirs in zip(ends[0][2], ends[1][2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# Requests that cannot be met ------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_begun_over_another(tmp_path):
+    train_tiny(tmp_path, tiny_config(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="holds a training run already"):
+        train.find_start(tmp_path, ARCHITECTURE, resume=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "words"),
+    [
+        ({"seed": 1}, {}, "--seed 0, not 1"),
+        ({"batch_size": 3}, {}, "--batch-size 2, not 3"),
+        ({}, {"train": 8}, "--samples 7, not 8"),
+        ({}, {"held_out": 2}, "other pictures"),
+    ],
+)
+def test_what_would_be_another_run_is_refused(tmp_path, changes, data, words):
+    train_tiny(tmp_path, tiny_config(1))
+    with pytest.raises(UsageError, match=words):
+        train_tiny(tmp_path, tiny_config(2, **changes), tiny_data(**data))
+    assert loaded(tmp_path).position.epoch == 1
+
+
+def test_other_pixels_are_other_pictures(tmp_path):
+    train_tiny(tmp_path, tiny_config(1))
+    data = tiny_data()
+    data.train[3, 1, 2, 3] ^= 1
+    with pytest.raises(UsageError, match="other pictures"):
+        train_tiny(tmp_path, tiny_config(2), data)
+
+
+def test_an_order_that_this_numpy_does_not_make_is_refused(tmp_path):
+    train_tiny(tmp_path, tiny_config(1))
+    save_checkpoint(replace(loaded(tmp_path), order_sha256="0" * 64), tmp_path / LAST)
+    with pytest.raises(UsageError, match=f"this NumPy \\({np.__version__}\\) shuffles otherwise"):
+        train_tiny(tmp_path, tiny_config(2))
+
+
+def test_another_learning_rate_is_allowed(tmp_path):
+    train_tiny(tmp_path, tiny_config(1))
+    train_tiny(tmp_path, tiny_config(2, learning_rate=0.01))
+    assert [row["learning_rate"] for row in loaded(tmp_path).history] == [0.1, 0.01]
+
+
+def test_one_process_a_folder(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from bench.train import locked\nwith locked(Path(sys.argv[1])): input()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE)
+    try:
+        deadline = 600
+        while deadline:  # until the other one has it
+            deadline -= 1
+            try:
+                with train.locked(tmp_path):
+                    pass
+            except UsageError as error:
+                assert "another process trains in" in str(error)  # noqa: PT017
+                break
+            with pytest.raises(subprocess.TimeoutExpired):
+                other.wait(0.05)
+        assert deadline
+    finally:
+        other.communicate(b"\n")
+    with train.locked(tmp_path):  # it is free again
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(UsageError), train.locked(tmp_path / "a" / "b"):
+        raise UsageError("no such pictures")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("something")
+    with pytest.raises(UsageError, match="cannot write to"), train.locked(tmp_path / "file" / "b"):
+        pass
+    assert (tmp_path / "file").read_text() == "something"
+
+
+# Faults on the way ----------------------------------------------------------------------------------------------------
+
+
+def test_divergence_names_the_step_and_what_is_left(tmp_path):
+    train_tiny(tmp_path, tiny_config(1, "v4"))
+    before = (tmp_path / LAST).read_bytes()
+    with pytest.raises(RunError) as caught:
+        train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=1e18))
+    words = str(caught.value)
+    assert "training diverged: " in words
+    assert " in step 2 of epoch 2" in words or "no longer finite after 5 steps" in words
+    assert f"{tmp_path / LAST} is from before it (epoch " in words
+    assert "smaller learning rate than 1e+18, with --resume" in words
+    assert np.isfinite(np.concatenate([value.ravel() for value in loaded(tmp_path).parameters.values()])).all()
+    if loaded(tmp_path).position.step == 0:
+        assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_divergence_before_the_first_checkpoint(tmp_path):
+    config = replace(tiny_config(1, "v4", learning_rate=1e30), checkpoint_steps=0)
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) in step [23] of epoch 1\. no checkpoint was"):
+        train_tiny(tmp_path, config)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_costs_nothing_that_was_written(tmp_path, monkeypatch, number):
+    """At every write of a run in turn: one error, and the checkpoints there are whole and can be resumed."""
+    config = tiny_config(2)
+    train_tiny(tmp_path / "whole", config)
+    expected = loaded(tmp_path / "whole")
+    real = os.fsync
+    writes = 0
+
+    def count(handle):
+        nonlocal writes
+        writes += 1
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", count)
+    train_tiny(tmp_path / "counted", config)
+    assert writes > 20
+    for broken in range(1, writes, 5):
+        out = tmp_path / str(broken)
+        left = broken
+
+        def fail(handle):
+            nonlocal left
+            left -= 1
+            if left < 1:
+                raise OSError(number, os.strerror(number))
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(RunError, match=f"cannot write .*: {os.strerror(number)}; (no|last.safetensors)"):
+            train_tiny(out, config)
+        monkeypatch.setattr(os, "fsync", real)
+        assert not list(out.glob(".*"))
+        train_tiny(out, config)
+        assert_same_bits(loaded(out), expected)
+
+
+def test_a_real_limit_on_the_size_of_files(tmp_path):
+    """The system itself refuses a write half-way: nothing is stubbed."""
+    train_tiny(tmp_path, tiny_config(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "from pathlib import Path; from tests.train_tiny import *; from common.errors import RunError\n"
+        "try: train_tiny(Path(sys.argv[1]), tiny_config(2))\n"
+        "except RunError as error: print(error)"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "File too large; last.safetensors there is of epoch 1, step 0" in done.stdout, done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_taken_away_half_way(tmp_path):
+    class TakeAway(Listener):
+        def epoch(self, figures, **rest):
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(
+        RunError, match=r"cannot write .*\.safetensors: No such file or directory; last.safetensors there is"
+    ):
+        train_tiny(tmp_path / "run", tiny_config(2), listener=TakeAway())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_stop_between_steps():
+    asked = []
+    before = signal.getsignal(signal.SIGINT)
+    with train.stop_on_signals(lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [1]
+        assert signal.getsignal(signal.SIGINT) == before  # the second one is an ordinary one
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+# Larger jobs ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_over_fifty_epochs(tmp_path):
+    marks = {}
+
+    class Watch(Listener):
+        def epoch(self, figures, **rest):
+            if figures["epoch"] in (10, 30, 50):
+                gc.collect()
+                marks[figures["epoch"]] = (tracemalloc.get_traced_memory()[0], psutil.Process().memory_info().rss)
+
+    train_tiny(tmp_path / "first", tiny_config(2, "v4"))  # whatever is made once is made
+    tracemalloc.start()
+    try:
+        train_tiny(tmp_path / "run", replace(tiny_config(50, "v4"), checkpoint_steps=0), listener=Watch())
+    finally:
+        tracemalloc.stop()
+    # What is kept of an epoch is its line of figures; a batch, an activation or a checkpoint would be far more.
+    assert marks[50][0] - marks[10][0] < 40 * 3000
+    assert marks[50][1] - marks[30][1] < 8e6
+
+
+# TensorBoard ----------------------------------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    """Every scalar in the event files, by tag; a record is a length, its checksum, the event and its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_scalars_for_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX")
+    config = replace(tiny_config(2, "v4"), tensorboard=True)
+    interrupted(tmp_path, config, 6)
+    train_tiny(tmp_path, config)
+    found = scalars(tmp_path / "tensorboard")
+    history = loaded(tmp_path).history
+    assert found["mse/train"] == {row["step"]: pytest.approx(row["train_mse"]) for row in history}
+    assert found["mse/held_out"] == {row["step"]: pytest.approx(row["held_out_mse"]) for row in history}
+    assert found["psnr_db/train"].keys() == found["images_per_s"].keys() == {4, 8}
+    assert list(found["loss/step"]) == list(range(1, 9))
+
+
+def test_the_data_knows_itself_again():
+    data = tiny_data()
+    again = TrainingData(data.train.copy(), data.held_out.copy(), "random", "again")
+    assert data.as_metadata() == again.as_metadata()
+    assert data.as_metadata() != TrainingData(data.train, None, "random", "").as_metadata()
