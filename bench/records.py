@@ -186,7 +186,8 @@ def write_json(document: dict[str, Any], folder: Path, stem: str) -> Path:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object; UsageError if it does not."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        # A whole number beyond 64 bits would be an object to NumPy, not a number.
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=lambda text: (int, float)[len(text) > 18](text))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -108,8 +108,7 @@ def open_npy(path: Path) -> PictureFiles:
                 raise ValueError("it holds several arrays")
             if images.dtype != np.uint8 or images.shape[1:] != PICTURE or not len(images):
                 raise ValueError(f"it holds {images.dtype} {images.shape}")
-        # NumPy reads the header as a Python literal; what a damaged one makes it raise is not one kind of error.
-        except (OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+        except Exception as error:  # the header is a Python literal: a damaged one raises whatever its parsers raise
             what = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"{path} is no array of pictures, uint8 (N, 3, {SIZE}, {SIZE}): {what}") from error
         return PictureFiles([_Part(path, file, np.asarray(images))])
