@@ -7,8 +7,11 @@ memory for a batch, not for the set.
 
 from __future__ import annotations
 
+import mmap
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +21,8 @@ from common.dataset import CHANNELS, RECORD_BYTES, SIZE, check_labels, cifar10_f
 from common.errors import RunError, UsageError
 
 PICTURE = (CHANNELS, SIZE, SIZE)
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+"""What reads the head of an array, by the version of its format; later ones are for named fields."""
 
 
 class _Part:
@@ -86,36 +91,42 @@ def open_cifar10(folder: Path, split: str) -> PictureFiles:
     """Map the pictures of ``split``; UsageError for damaged files, as in ``read_cifar10``."""
     parts = []
     for path, count in cifar10_files(folder, split).items():
-        with _open(path) as file:
-            try:
-                records = np.memmap(file, np.uint8, "r", shape=(count, RECORD_BYTES))
-            except (OSError, ValueError) as error:
-                raise UsageError(f"cannot read {path}: {error}") from error
+        with _opened(path, "CIFAR-10 file") as file:
+            records = np.ndarray((count, RECORD_BYTES), np.uint8, _mapped(file))
             check_labels(path, records[:, 0])
             # Every record but its label byte, as planes: a view, records lie 3,073 bytes apart.
-            parts.append(_Part(path, file, np.asarray(records)[:, 1:].reshape(count, *PICTURE)))
+            parts.append(_Part(path, file, records[:, 1:].reshape(count, *PICTURE)))
     return PictureFiles(parts)
 
 
 def open_npy(path: Path) -> PictureFiles:
     """Map a NumPy array of pictures (N, 3, 32, 32) uint8; UsageError if it is none. Nothing is unpickled."""
+    with _opened(path, f"array of pictures, uint8 (N, 3, {SIZE}, {SIZE})") as file:
+        read_header = HEADERS[np.lib.format.read_magic(file)]
+        shape, fortran_order, dtype = read_header(file)
+        if dtype != np.uint8 or fortran_order or shape[1:] != PICTURE or shape[0] < 1:
+            raise ValueError(f"it holds {dtype} {shape}")
+        return PictureFiles([_Part(path, file, np.ndarray(shape, np.uint8, _mapped(file), file.tell()))])
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    """The file's bytes. What is read lies anywhere, so reading ahead, as systems do for mappings, is wasted."""
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapping.madvise(mmap.MADV_RANDOM)
+    return mapping
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[BinaryIO]:
+    """Open a file; whatever reading its head makes fail becomes a UsageError that says what it should have been."""
     if not path.is_file():
         raise UsageError(f"cannot read {path}: {'not a file' if path.exists() else 'no such file'}")
-    with _open(path) as file:
-        try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(images, np.ndarray):
-                raise ValueError("it holds several arrays")
-            if images.dtype != np.uint8 or images.shape[1:] != PICTURE or not len(images):
-                raise ValueError(f"it holds {images.dtype} {images.shape}")
-        except Exception as error:  # the header is a Python literal: a damaged one raises whatever its parsers raise
-            what = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"{path} is no array of pictures, uint8 (N, 3, {SIZE}, {SIZE}): {what}") from error
-        return PictureFiles([_Part(path, file, np.asarray(images))])
-
-
-def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+        with path.open("rb") as file:
+            yield file
+    except UsageError:
+        raise
+    except Exception as error:  # the head of an array is a Python literal: a damaged one raises what its parsers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path} is no {what}: {reason}") from error
