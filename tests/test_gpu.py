@@ -5,10 +5,17 @@ import json
 import numpy as np
 import pytest
 
+from bench.train import LAST
 from common.architecture import autoencoder
+from common.checkpoint import load_checkpoint
+from common.dataset import photo_crops
 from common.device import device_status
+from common.network import Network, initial_parameters
+from common.training import Evaluator, Trainer
+from common.training_data import load_training_data
 from common.verify import verify
 from tests.test_cli import convbench
+from tests.train_tiny import ARCHITECTURE, tiny_config, train_tiny
 from tests.training import assert_training_parity
 from versions.registry import REGISTRY, find, names
 
@@ -50,6 +57,53 @@ def test_tf32_is_verified_and_is_not_float32(info):
         results[math] = backend.read(y)
     if device_status("gpu").name.startswith("NVIDIA H"):
         assert not np.array_equal(results["fp32"], results["tf32"])
+
+
+@each_version
+def test_two_runs_of_one_seed_are_the_same_run(name):
+    ends = []
+    for _ in range(2):
+        backend = find(name).load("gpu")
+        architecture = autoencoder()
+        network = Network(backend, architecture, 64, initial_parameters(architecture, 0))
+        trainer = Trainer(network, photo_crops(200, 0), learning_rate=0.001, seed=0)
+        trainer.run_epoch()
+        trainer.run_epoch()
+        ends.append((trainer.read_losses(), network.read_parameters()))
+    assert backend.deterministic, "its record says that it is not: this test is to be told"
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    for parameter, value in ends[0][1].items():
+        np.testing.assert_array_equal(ends[1][1][parameter], value, err_msg=parameter)
+
+
+@each_version
+def test_training_goes_on_from_the_cpu_to_the_gpu(tmp_path, name):
+    """Begun on V1 on the CPU, stopped and resumed on the GPU, and once on the CPU alone."""
+    train_tiny(tmp_path / "cpu", tiny_config(4, "v1"))
+    expected = load_checkpoint(tmp_path / "cpu" / LAST, ARCHITECTURE)
+    out = tmp_path / "mixed"
+    train_tiny(out, tiny_config(2, "v1"))
+    train_tiny(out, tiny_config(3, name, device="gpu"))
+    train_tiny(out, tiny_config(4, name, device="gpu"))
+    found = load_checkpoint(out / LAST, ARCHITECTURE)
+    start = initial_parameters(ARCHITECTURE, 0)
+    for parameter, value in expected.parameters.items():
+        moved = np.linalg.norm(value - start[parameter])
+        assert np.linalg.norm(found.parameters[parameter] - value) <= 2e-3 * moved, parameter
+
+
+def test_streamed_pictures_train_to_the_same_bits_on_the_gpu(tmp_path):
+    np.save(tmp_path / "pictures.npy", photo_crops(200, 0))
+    architecture = autoencoder()
+    ends = []
+    for stream in (False, True):
+        data = load_training_data(str(tmp_path / "pictures.npy"), tmp_path, 150, 20, 0, stream=stream)
+        network = Network(find("v4").load("gpu"), architecture, 64, initial_parameters(architecture, 0))
+        trainer = Trainer(network, data.train, learning_rate=0.001, seed=0)
+        trainer.run_epoch()
+        ends.append((trainer.read_losses(), Evaluator(network, data.held_out).mse()))
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
 
 
 def test_run_on_the_gpu(tmp_path):

@@ -1,23 +1,26 @@
-"""Runs tests/simulator in a process of its own: the simulator is chosen before Numba is imported."""
+"""Runs tests/simulator as the GPU campaign does, in a process of its own: the simulator is chosen before Numba is there."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import json
 
-HERE = Path(__file__).resolve().parent
+from tests.test_gpu_campaign import campaign
 
 
-def test_gpu_kernels_in_the_simulator():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "simulator")],
-        cwd=HERE.parent,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+def test_gpu_kernels_in_the_simulator(tmp_path):
+    done = campaign("--out", tmp_path, "--only", "tests", "--simulator", timeout=700)
+    log = (tmp_path / "logs" / "tests.log").read_text()
+    assert done.returncode == 0, log + done.stderr
+    (path,) = tmp_path.glob("*_campaign.json")
+    record = json.loads(path.read_text())
+    assert record["device"] == "Numba's simulator"
+    outcomes = {part["name"]: part["outcome"] for part in record["parts"]}
+    assert outcomes == {
+        "tests": "passed",
+        "run": "not run",
+        "layers": "not run",
+        "bench": "not run",
+        "sanitize": "not run",
+    }
+    words = record["parts"][0]["words"].split()
+    assert int(words[0]) > 60
+    assert words[1:] == ["passed,", "0", "failed,", "0", "skipped"]
+    assert "not asked for" in done.stdout
