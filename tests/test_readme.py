@@ -1,16 +1,24 @@
 """The README says what is so: its links lead somewhere, its commands exist, its figures are in the files it names."""
 
+import json
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import cli
 from bench.charts import draw_charts
+from bench.learning_rates import words
 from bench.readme import BEGIN, END, named_file, replace, written
 from bench.records import prepare_folder, write_record
+from common import reference
+from common.architecture import autoencoder
+from common.checkpoint import Checkpoint, save_checkpoint
 from common.errors import UsageError
+from common.network import initial_parameters
+from common.training import Position
 from tests.test_records import record, row
 from versions.registry import REGISTRY
 
@@ -116,3 +124,37 @@ def test_check_writes_nothing_and_ends_with_1(small, monkeypatch, capsys):
             cli.main()
         ends.append((ended.value.code, readme.read_bytes() == stale, capsys.readouterr().err.count("\n")))
     assert ends == [(1, True, 1), (0, False, 0), (0, False, 0), (2, False, 1)]
+
+
+def test_the_learning_rates_are_the_records():
+    (name,) = set(re.findall(r"\((results/runs/[^)]*learning-rates\.json)\)", TEXT))
+    rows = json.loads((ROOT / name).read_text())["rows"]
+    table = dict(re.findall(r"^\| ([^|]*\d) \| ((?:held-out|diverges)[^|]*) \|$", TEXT, re.MULTILINE))
+    assert len(table) == len(rows)
+    for (rate, said), course in zip(table.items(), rows, strict=True):
+        first, *later = dict.fromkeys(course["rates"])
+        assert rate == (f"{first:g}, from the second epoch on {later[0]:g}" if later else f"{first:g}")
+        assert said == words(course).partition(": ")[2]
+
+
+def test_a_checkpoint_opens_in_pytorch_as_the_readme_shows(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: peers)")
+    (code,) = re.findall(r"```python\n(from safetensors\.torch import (?:.|\n)*?)```\n", TEXT)
+    (model,) = re.findall(r"`(nn\.Sequential\(.*\))`", TEXT)
+    assert len([line for line in code.splitlines() if line]) == 5
+    architecture = autoencoder()
+    parameters = initial_parameters(architecture, 3)
+    pictures = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    made = Checkpoint(
+        parameters, architecture, Position(), seed=3, order_sha256="", batch_size=64, samples=64, learning_rate=0.001,
+        data={}, backend="v4", device="cpu", math="fp32", threads=1, commit="", epoch_seconds=0.0, history=[],
+        best=None,
+    )  # fmt: skip
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(made, path)
+    scope = {}
+    exec(code.replace("runs/first/best.safetensors", str(path)), scope)
+    with torch.no_grad():
+        found = eval(model, scope)(torch.from_numpy(pictures)).numpy()
+    expected = reference.forward_backward(architecture, parameters, pictures.astype(np.float64)).prediction
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Runs tests/simulator as the GPU campaign does, in a process of its own: the simulator is chosen before Numba is there."""
+"""Runs tests/simulator as the GPU campaign does: in a process of its own, in which Numba is the simulator."""
 
 import json
 
