@@ -12,7 +12,6 @@ import contextlib
 import csv
 import io
 import math
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ import numpy as np
 
 from bench.environment import git_state
 from bench.pictures import grid_png
+from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
 from common.architecture import Architecture
 from common.backend import Device, Math
-from common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from common.checkpoint import Checkpoint, save_checkpoint
 from common.errors import RunError, UsageError
 from common.files import replace_file
 from common.network import Network, initial_parameters
@@ -35,8 +35,6 @@ from common.training import Evaluator, Trainer, forward_batches, mean_loss
 from common.training_data import TrainingData
 from versions.registry import BackendInfo
 
-LAST, BEST = "last.safetensors", "best.safetensors"
-METRICS, LOSS_CHART, PICTURES = "metrics.csv", "loss.png", "reconstructions.png"
 COLUMNS = (
     "epoch", "step", "learning_rate", "train_mse", "train_psnr_db", "held_out_mse", "held_out_psnr_db", "epoch_s",
     "images_per_s", "backend", "device",
@@ -93,94 +91,6 @@ class Listener:
 def psnr_db(mse: float | None) -> float | None:
     """Peak signal-to-noise ratio of values in [0, 1], in decibels: -10 log10(MSE); None without an error."""
     return None if not mse else -10 * math.log10(mse)
-
-
-# The folder -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Make the folder and keep it to this process; UsageError if it cannot be written to or another trains there.
-
-    The lock is the system's and ends with the process, however that ends.
-    """
-    made = [path for path in (*reversed(out.parents), out) if not path.exists()]
-    try:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            probe = out / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
-        with _flock(out):
-            yield
-    except UsageError:  # nothing came of it, so nothing stays of it
-        for path in reversed(made):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _flock(out: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process trains in {out}: choose another --out, or wait for it") from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def find_start(out: Path, architecture: Architecture, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; None to begin anew.
-
-    UsageError if there is one that nobody asked for, none where one was asked for, or a damaged one.
-    """
-    last = out / LAST
-    if not resume:
-        taken = [name for name in (LAST, BEST, METRICS) if os.path.lexists(out / name)]
-        if taken:
-            raise UsageError(f"{out} holds a training run already ({taken[0]}): --resume goes on with it, --out moves")
-        return None
-    if not last.is_file():
-        raise UsageError(f"nothing to resume: there is no {last}. Without --resume a new run begins")
-    try:
-        return load_checkpoint(last, architecture)
-    except UsageError as error:
-        raise UsageError(f"{error}{_way_out(out, architecture)}") from error
-
-
-def _way_out(out: Path, architecture: Architecture) -> str:
-    try:
-        best = load_checkpoint(out / BEST, architecture)
-    except UsageError:
-        return ""
-    return f". {out / BEST} (epoch {best.position.epoch}) is sound: copied over {LAST} it can be resumed"
-
-
-def check_resumable(checkpoint: Checkpoint, config: TrainConfig, data: TrainingData, path: Path) -> None:
-    """Raise UsageError if going on with these settings and pictures would not be the same training run."""
-    for name, theirs, ours in (
-        ("--seed", checkpoint.seed, config.seed),
-        ("--batch-size", checkpoint.batch_size, config.batch_size),
-        ("--samples", checkpoint.samples, len(data.train)),
-    ):
-        if theirs != ours:
-            raise UsageError(f"{path} was trained with {name} {theirs}, not {ours}: leave it out, or begin anew")
-    if checkpoint.data != data.as_metadata():
-        raise UsageError(
-            f"{path} was trained on other pictures ({checkpoint.data['source']}, {checkpoint.data['held_out']} held "
-            f"out): give the same --data, --data-dir and --held-out, or begin anew"
-        )
 
 
 # The run --------------------------------------------------------------------------------------------------------------

@@ -47,10 +47,10 @@ def training_png(history: list[dict[str, Any]], samples: int, batch_size: int) -
         axes.grid(axis="y", which="both", color="0.92")
         axes.set_axisbelow(True)
         axes.legend(frameon=False)
-        last = history[-1]
         axes.set_title("Training\n", loc="left", fontweight="bold")
-        rate = f"learning rate {last['learning_rate']:g}"
-        words = f"{last['backend']} on the {last['device']}; {samples:,} pictures an epoch, batch {batch_size}, {rate}"
+        places = ", then ".join(dict.fromkeys(f"{row['backend']} on the {row['device']}" for row in history))
+        rates = ", then ".join(dict.fromkeys(f"{row['learning_rate']:g}" for row in history))
+        words = f"{places}; {samples:,} pictures an epoch, batch {batch_size}, learning rate {rates}"
         axes.text(0, 1.03, words, transform=axes.transAxes, fontsize=9)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=160, metadata={"Software": None})

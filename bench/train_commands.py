@@ -35,22 +35,8 @@ from bench.options import (
     wide_console,
 )
 from bench.pictures import grid_png, to_bytes
-from bench.train import (
-    BEST,
-    LAST,
-    LOSS_CHART,
-    METRICS,
-    PICTURES,
-    Listener,
-    Moment,
-    TrainConfig,
-    TrainingRun,
-    check_resumable,
-    find_start,
-    locked,
-    psnr_db,
-    stop_on_signals,
-)
+from bench.train import Listener, Moment, TrainConfig, TrainingRun, psnr_db, stop_on_signals
+from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES, check_resumable, find_start, locked
 from common.architecture import autoencoder
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.device import DeviceStatus, nvml_gpu
@@ -150,7 +136,7 @@ def train_command(
             data, data_dir, samples, held_out, config.seed, stream=stream, room_bytes=_free_bytes(status)
         )
         if start:
-            check_resumable(start, config, pictures, out / LAST)
+            check_resumable(start, config.seed, config.batch_size, pictures, out / LAST)
         tell(f"data: {pictures.description}; {count_of(pictures.held_out):,} held out")
         tell(f"device: {status.device} ({status.name}), {threads} threads; {info.label}")
         if start:

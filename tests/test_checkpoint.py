@@ -8,7 +8,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from bench.train import BEST, LAST
+from bench.train_folder import BEST, LAST
 from common.architecture import autoencoder
 from common.checkpoint import SCHEMA, checkpoint_bytes, load_checkpoint, save_checkpoint
 from common.errors import UsageError

@@ -21,7 +21,7 @@ from bench.kernel_records import read_kernels
 from bench.measured import read_measured
 from bench.records import read_record, summarise
 from bench.tables import results_table
-from bench.train import LAST
+from bench.train_folder import LAST
 from common.checkpoint import _digest, load_checkpoint
 from common.dataset import read_cifar10
 from common.errors import RunError, UsageError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bench.train import LAST
+from bench.train_folder import LAST
 from common.architecture import autoencoder
 from common.checkpoint import load_checkpoint
 from common.dataset import photo_crops

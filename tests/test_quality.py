@@ -1,4 +1,4 @@
-"""Every version learns what PyTorch learns from the same weights and batches: here in small, and in a committed record."""
+"""Every version learns what PyTorch learns from the same weights and batches: here in small, and in a kept record."""
 
 import re
 from pathlib import Path

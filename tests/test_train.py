@@ -18,8 +18,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from bench import train
-from bench.train import BEST, LAST, LOSS_CHART, METRICS, PICTURES, Listener, TrainingRun, psnr_db
+from bench import train, train_folder
+from bench.train import Listener, TrainingRun, psnr_db
+from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
 from common import reference
 from common.architecture import autoencoder
 from common.checkpoint import load_checkpoint, save_checkpoint
@@ -199,7 +200,7 @@ def test_a_run_is_not_begun_over_another(tmp_path):
     train_tiny(tmp_path, tiny_config(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UsageError, match="holds a training run already"):
-        train.find_start(tmp_path, ARCHITECTURE, resume=False)
+        train_folder.find_start(tmp_path, ARCHITECTURE, resume=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -242,7 +243,7 @@ def test_another_learning_rate_is_allowed(tmp_path):
 
 def test_one_process_a_folder(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from bench.train import locked\nwith locked(Path(sys.argv[1])): input()"
+        "import sys; from pathlib import Path; from bench.train_folder import locked\nwith locked(Path(sys.argv[1])): input()"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE)
     try:
@@ -250,7 +251,7 @@ def test_one_process_a_folder(tmp_path):
         while deadline:  # until the other one has it
             deadline -= 1
             try:
-                with train.locked(tmp_path):
+                with train_folder.locked(tmp_path):
                     pass
             except UsageError as error:
                 assert "another process trains in" in str(error)  # noqa: PT017
@@ -260,16 +261,16 @@ def test_one_process_a_folder(tmp_path):
         assert deadline
     finally:
         other.communicate(b"\n")
-    with train.locked(tmp_path):  # it is free again
+    with train_folder.locked(tmp_path):  # it is free again
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
-    with pytest.raises(UsageError), train.locked(tmp_path / "a" / "b"):
+    with pytest.raises(UsageError), train_folder.locked(tmp_path / "a" / "b"):
         raise UsageError("no such pictures")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("something")
-    with pytest.raises(UsageError, match="cannot write to"), train.locked(tmp_path / "file" / "b"):
+    with pytest.raises(UsageError, match="cannot write to"), train_folder.locked(tmp_path / "file" / "b"):
         pass
     assert (tmp_path / "file").read_text() == "something"
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from bench import cli, features
-from bench.train import BEST, LAST, LOSS_CHART, METRICS, PICTURES
 from bench.train_commands import duration
+from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
 from common import reference
 from common.architecture import autoencoder
 from common.checkpoint import load_checkpoint

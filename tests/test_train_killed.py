@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.train import BEST, LAST, METRICS
+from bench.train_folder import BEST, LAST, METRICS
 from common import files
 from common.checkpoint import load_checkpoint
 from tests.train_tiny import ARCHITECTURE

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.train import LAST, TrainConfig, TrainingRun, check_resumable, find_start, locked
+from bench.train import TrainConfig, TrainingRun
+from bench.train_folder import LAST, check_resumable, find_start, locked
 from common.architecture import autoencoder
 from common.training_data import TrainingData
 from versions.registry import find
@@ -32,7 +33,7 @@ def train_tiny(out, config, data=None, listener=None):
     with locked(out):
         start = find_start(out, ARCHITECTURE, resume=(out / LAST).exists())
         if start:
-            check_resumable(start, config, data, out / LAST)
+            check_resumable(start, config.seed, config.batch_size, data, out / LAST)
         run = TrainingRun(config, data, ARCHITECTURE, out, start, listener)
         run.run()
     return run

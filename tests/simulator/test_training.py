@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bench.train import LAST, TrainingRun
+from bench.train import TrainingRun
+from bench.train_folder import LAST
 from common.checkpoint import load_checkpoint
 from common.network import initial_parameters
 from common.training import Position
