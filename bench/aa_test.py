@@ -23,9 +23,9 @@ from typing import Annotated, Any
 import typer
 
 from bench.environment import describe_environment, usable_cores
+from bench.options import run_script
 from bench.records import prepare_folder, read_record, start_time, summarise, write_json
 from common.device import child_environment
-from common.errors import UsageError
 from versions.registry import find
 
 NEEDED = 0.9
@@ -40,12 +40,8 @@ def measure(
     out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of all runs.")] = None,
 ) -> None:
     """Count how often the interval of a version against itself holds 1."""
-    try:
-        find(backend)
-        folder = prepare_folder(out) if out is not None else None
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+    find(backend)
+    folder = prepare_folder(out) if out is not None else None
     command = ["run", "--backend", backend, "--backend", backend, "--device", "cpu"]
     command += ["--samples", str(samples), "--epochs", str(epochs), "--quiet"]
     started = start_time()
@@ -128,4 +124,4 @@ def _bursts(seed: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(measure)
+    run_script(measure)

@@ -30,6 +30,7 @@ from bench.options import (
     find_backends,
     progress,
     reporter,
+    run_app,
     wide_console,
 )
 from bench.peers import find_peers
@@ -38,7 +39,7 @@ from bench.runner import RunConfig, Worker, WorkerError, record_verification, ru
 from common.architecture import autoencoder
 from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures, photo_crops
 from common.device import DEVICES, device_status, probe_gpu, usable_cores
-from common.errors import RunError, UsageError
+from common.errors import UsageError
 from versions.registry import find
 
 DEFAULT_SAMPLES = {"cpu": 128, "gpu": 50_000}
@@ -71,6 +72,9 @@ def run_command(
     math: MathOption = "fp32",
     data: Annotated[str, typer.Option(help="auto, cifar10 or photos.", metavar="SOURCE")] = "auto",
     data_dir: DataDir = Path("data"),
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds after which no further round of epochs is begun; one always is.")
+    ] = None,
     peer: Annotated[
         list[str] | None, typer.Option("--peer", help="Also time the network in: torch.", metavar="NAME")
     ] = None,
@@ -84,6 +88,8 @@ def run_command(
     check_number("seed", seed, 0)
     for name, value in (("epochs", epochs), ("samples", samples), ("batch size", batch_size)):
         check_number(name, value, 1)
+    if time_limit is not None and not time_limit > 0:
+        raise UsageError(f"time limit {time_limit}: must be a positive number of seconds")
     peers = find_peers(peer)
     infos, status, threads = choose(backend, device, math, threads, again=True)
     config = RunConfig(
@@ -97,6 +103,7 @@ def run_command(
         threads=threads,
         samples=samples or DEFAULT_SAMPLES[status.device],
         peers=peers,
+        time_limit_s=time_limit,
     )
     pictures = load_pictures(data, data_dir, config.samples, seed)
     runs = prepare_folder(out)
@@ -469,26 +476,8 @@ def _try_pictures() -> str:
 
 
 def main() -> None:
-    """Run the command line; every bad request becomes one line on standard error and exit code 2."""
-    try:
-        code = app(standalone_mode=False)
-    except (UsageError, RunError) as error:
-        message = str(error).replace("\n", "\\n")  # a path may hold one, and the error is one line
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        # Typer's own parsing errors know their exit code and how to say what was wrong; anything else is a defect.
-        message = getattr(error, "format_message", None)
-        if message is None:
-            if type(error).__name__ == "Abort":
-                sys.exit(130)
-            raise
-        if message():  # without a command there is only the help, already printed
-            print(f"error: {message()}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
-    sys.exit(code or 0)
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":

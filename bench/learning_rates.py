@@ -17,11 +17,10 @@ import numpy as np
 import typer
 
 from bench.environment import describe_environment, worker_environment
-from bench.options import check_learning_rate, check_number, check_threads
+from bench.options import check_learning_rate, check_number, check_threads, run_script
 from bench.records import prepare_folder, start_time, write_json
 from bench.train import psnr_db
 from common.architecture import autoencoder
-from common.errors import UsageError
 from common.network import Network, initial_parameters
 from common.training import Evaluator, Trainer, mean_loss
 from common.training_data import TrainingData, load_training_data
@@ -45,17 +44,13 @@ def measure(
     out: Annotated[Path | None, typer.Option(help="Folder for runs/.")] = None,
 ) -> None:
     """Train at each rate and print where it came to."""
-    try:
-        for value in (*(rate or ()), resume_at):
-            check_learning_rate(value)
-        for name, value, least in (("epochs", epochs, 1), ("held-out pictures", held_out, 1), ("seed", seed, 0)):
-            check_number(name, value, least)
-        info = find(backend)
-        pictures = load_training_data(data, data_dir, samples, held_out, seed)
-        folder = prepare_folder(out) if out is not None else None
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+    for value in (*(rate or ()), resume_at):
+        check_learning_rate(value)
+    for name, value, least in (("epochs", epochs, 1), ("held-out pictures", held_out, 1), ("seed", seed, 0)):
+        check_number(name, value, least)
+    info = find(backend)
+    pictures = load_training_data(data, data_dir, samples, held_out, seed)
+    folder = prepare_folder(out) if out is not None else None
     threads = check_threads(None)
     os.environ.update(worker_environment(threads))
     started = start_time()
@@ -112,4 +107,4 @@ def words(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(measure)
+    run_script(measure)

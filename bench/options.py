@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from common.device import DeviceStatus, choose_device, usable_cores
-from common.errors import UsageError
+from common.errors import RunError, UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
@@ -100,3 +101,33 @@ def check_threads(threads: int | None) -> int:
     if threads is not None and not 1 <= threads <= most:
         raise UsageError(f"threads {threads}: choose from 1 to {most}, the cores of this machine")
     return threads or most
+
+
+def run_script(function: Callable[..., None]) -> None:
+    """Run a function as a command line of its own, ``python -m bench.something``."""
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(function)
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line; every bad request becomes one line on standard error and exit code 2. Ends the process."""
+    try:
+        code = app(standalone_mode=False)
+    except (UsageError, RunError) as error:
+        message = str(error).replace("\n", "\\n")  # a path may hold one, and the error is one line
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # Typer's own parsing errors know their exit code and how to say what was wrong; anything else is a defect.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            if type(error).__name__ == "Abort":
+                sys.exit(130)
+            raise
+        if message():  # without a command there is only the help, already printed
+            print(f"error: {message()}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code or 0)

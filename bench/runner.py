@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class RunConfig:
     threads: int
     samples: int
     peers: tuple[Peer, ...] = ()
+    time_limit_s: float | None = None
+    """Seconds from the start after which no further round of epochs is begun; the first one always is."""
 
     @property
     def contestants(self) -> dict[str, BackendInfo | Peer]:
@@ -190,6 +193,7 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
         originals_png=strip_png(data.images[: min(SHOWN, config.batch_size)]),
     )
     workers: dict[str, Worker] = {}
+    begun = perf_counter()
     try:
         verify_rows(config, rows, workers, report)
         try:
@@ -199,7 +203,7 @@ def run(config: RunConfig, data: Dataset, command_line: list[str], report: Repor
         with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
             images = Path(scratch) / "images.npy"
             np.save(images, data.images)
-            _time(config, record, workers, images, report)
+            _time(config, record, workers, images, report, begun)
         for row in rows:
             if row.id in workers:
                 with contextlib.suppress(WorkerError):  # its times stand; only the pictures are missing
@@ -323,7 +327,9 @@ def record_verification(row: Row, answer: dict[str, Any]) -> None:
         row.reason = f"failed verification: {answer['failures'][0]}{more}"
 
 
-def _time(config: RunConfig, record: RunRecord, workers: dict[str, Worker], images: Path, report: Report) -> None:
+def _time(
+    config: RunConfig, record: RunRecord, workers: dict[str, Worker], images: Path, report: Report, begun: float
+) -> None:
     rows = record.rows
     for row in rows:
         if row.verified:
@@ -333,6 +339,9 @@ def _time(config: RunConfig, record: RunRecord, workers: dict[str, Worker], imag
             _compare_first_loss(row, rows, workers)
     before = conditions(config.device)
     for epoch in range(config.epochs):
+        if epoch and config.time_limit_s is not None and perf_counter() - begun > config.time_limit_s:
+            record.warnings.append(f"time was up: {epoch} of {config.epochs} epochs")
+            break
         # Forth and back, so that none is always timed after the same other one.
         for row in rows if epoch % 2 == 0 else reversed(rows):
             if row.id in workers:

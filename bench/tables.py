@@ -45,10 +45,11 @@ def results_table(record: RunRecord) -> Table:
         table.caption = f"over {base}: ratio of medians, and its 95 % interval"
         table.caption_justify = "left"
     for row in record.rows:
-        name = row.id.removeprefix("torch-") if row.peer else row.id
-        label = f"{name} {'TF32' if row.math == 'tf32' else row.layout}"
-        if len(label) > LONGEST_LABEL:  # on two lines, or it would squeeze the figures
-            label = label.replace("-", "-\n", 1) if "-" in label else label.replace(" ", "\n", 1)
+        label = f"{row.id} {'TF32' if row.math == 'tf32' else row.layout}"
+        if len(label) > LONGEST_LABEL:  # on several lines, or it would squeeze the figures
+            label = label.replace("-", "-\n")
+            if len(label.splitlines()[-1]) > LONGEST_LABEL:
+                label = label.replace(" ", "\n")
         verified = f"{row.checks}" if row.verified else "NO"
         summary = summaries.get(row.id)
         if summary is None:

@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter, sleep
 
+import psutil
 import pytest
 import typer
 
 from bench import gpu_campaign
-from bench.gpu_campaign import LIMITS_S, Campaign, Part, PartError, main, run_part
+from bench.gpu_campaign import SHARES, Campaign, Part, PartError, main, run_part
 from bench.records import read_json_object
 from common.device import DeviceStatus, device_status
-from tests.report_files import layers_file, row, run_file, write
+from tests.report_files import layer_row, layers_file, row, run_file, write
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,10 +28,13 @@ def campaign(*arguments, timeout=60):
     ("arguments", "wanted"),
     [
         (["--only", "tests,sing"], ["'sing'", "tests, run, layers, bench, sanitize"]),
-        (["--only", ","], ["names no part", "tests, run"]),
+        (["--only", ","], ["unknown part ''", "tests, run"]),
         (["--simulator"], ["--only tests"]),
         (["--samples", "0"], ["samples 0"]),
         (["--math", "fp16"], ["'fp16'", "fp32, tf32"]),
+        (["--data", "mnist"], ["'mnist'", "cifar10"]),
+        (["--minutes", "0.2"], ["minutes 0.2", "more than 0.5"]),
+        (["--frobnicate"], ["--frobnicate"]),
         pytest.param([], ["--device gpu cannot run here"], marks=pytest.mark.skipif(
             device_status("gpu").available, reason="this machine has a GPU"
         )),
@@ -51,11 +56,15 @@ def gpu(monkeypatch):
     monkeypatch.setattr(gpu_campaign, "describe_environment", lambda *rest: {"commit": "0123456789"})
 
 
-def asked(tmp_path, **changes):
-    settings = {"samples": 100, "epochs": 2, "math": "fp32", "data": "photos", "data_dir": tmp_path, "simulator": False}
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "runs").mkdir()
-    return Campaign(tmp_path, **{**settings, **changes})
+def run_one(name, out, limit_s=60.0, **changes):
+    """Run one part in a folder; returns what came of it."""
+    for folder in ("logs", "runs"):
+        (out / folder).mkdir(exist_ok=True)
+    settings = {"samples": 100, "epochs": 2, "math": "fp32", "data": "photos", "data_dir": out, "simulator": False}
+    campaign = Campaign(out, **{**settings, **changes}, ends=perf_counter() + limit_s)
+    part = Part(name, limit_s=limit_s)
+    run_part(part, campaign)
+    return part
 
 
 def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch, gpu, capsys):
@@ -72,7 +81,7 @@ def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch, gpu, capsys):
     parts = {"tests": wrong, "run": broken, "layers": fine, "bench": fine, "sanitize": fine}
     monkeypatch.setattr(gpu_campaign, "PARTS", parts)
     with pytest.raises(typer.Exit) as ended:
-        main(tmp_path / "out", "tests,run,layers,sanitize", 100, 2, "fp32", "photos", tmp_path, False)
+        main(tmp_path / "out", only="tests,run,layers,sanitize", data_dir=tmp_path)
     assert ended.value.exit_code == 1
     (path,) = (tmp_path / "out").glob("*_campaign.json")
     found = [(part["name"], part["outcome"], part["words"]) for part in read_json_object(path)["parts"]]
@@ -88,19 +97,70 @@ def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch, gpu, capsys):
     assert "Example GPU" in printed
 
 
-def test_a_part_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
-    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    sleeping = f"{child}; print('begun', flush=True); time.sleep(60)"
-    monkeypatch.setitem(
-        gpu_campaign.PARTS, "bench", lambda campaign, part: gpu_campaign._ask(campaign, part, "-c", sleeping)
-    )
-    monkeypatch.setitem(LIMITS_S, "bench", 2)
-    part = run_part("bench", asked(tmp_path))
-    assert (part.outcome, part.words) == ("FAILED", "not done after 2 s")
-    assert part.seconds < 30
-    log = (tmp_path / "logs" / "bench.log").read_text()
-    assert "begun" in log
-    assert "KeyboardInterrupt" in log  # it was asked first
+def test_an_interrupted_campaign_keeps_what_it_has(tmp_path, monkeypatch, gpu, capsys):
+    def fine(campaign, part):
+        part.outcome = "passed"
+
+    def ctrl_c(campaign, part):
+        part.words = "half of it"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_campaign, "PARTS", dict.fromkeys(SHARES, fine) | {"layers": ctrl_c})
+    with pytest.raises(typer.Exit) as ended:
+        main(tmp_path / "out", data_dir=tmp_path)
+    assert ended.value.exit_code == 130
+    (path,) = (tmp_path / "out").glob("*_campaign.json")
+    found = [(part["outcome"], part["words"]) for part in read_json_object(path)["parts"]]
+    assert found[:3] == [("passed", ""), ("passed", ""), ("FAILED", "interrupted; half of it")]
+    assert found[3:] == [("not run", "not asked for")] * 2
+    assert "interrupted; half of it" in capsys.readouterr().out
+
+
+def test_time_is_shared_out_and_what_is_left_goes_on(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(gpu_campaign, "perf_counter", lambda: now)
+    campaign = Campaign(Path(), 1, 1, "fp32", "photos", Path(), False, ends=now + 570)
+    limits = {}
+    for name in SHARES:
+        part = Part(name)
+        gpu_campaign._share_out(campaign, part, list(SHARES))
+        limits[name] = round(part.limit_s)
+        now += {"tests": 34, "run": 400}.get(name, part.limit_s)  # one is early and one late
+    assert limits == {"tests": 114, "run": 268, "layers": 34, "bench": 51, "sanitize": 51}
+    assert now == pytest.approx(campaign.ends)
+
+
+SLEEPING = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], start_new_session=True)
+print("begun", child.pid, flush=True)
+try:
+    time.sleep(99)
+except KeyboardInterrupt:
+    print("asked", flush=True)
+    time.sleep(99)
+"""
+
+
+def test_a_part_that_takes_too_long_is_asked_then_killed_with_all_that_it_started(tmp_path, monkeypatch):
+    def part_that_sleeps(campaign, part):
+        assert gpu_campaign._ask(campaign, part, "-c", SLEEPING) is None
+        raise PartError("its time was up")
+
+    monkeypatch.setitem(gpu_campaign.PARTS, "bench", part_that_sleeps)
+    monkeypatch.setattr(gpu_campaign, "LAST_WORDS_S", 1)
+    part = run_one("bench", tmp_path, limit_s=2)
+    assert (part.outcome, part.words) == ("FAILED", "its time was up")
+    assert part.seconds < 20
+    words = (tmp_path / "logs" / "bench.log").read_text().split()
+    assert "asked" in words
+    child = int(words[words.index("begun") + 1])
+    for _ in range(100):
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            break
+        sleep(0.05)
+    else:
+        raise AssertionError("a process that the part started is still there")
 
 
 def writes(path, document, code=0):
@@ -114,54 +174,69 @@ def writes(path, document, code=0):
 
 
 def test_figures_are_read_off_the_files(tmp_path, monkeypatch):
-    flops = {"gemm_flop_per_s": 2e11, "copy_bytes_per_s": 1e10, "read_bytes_per_s": 1e10}
-    rows = [
-        row("v1", 8.0),
-        row("v4", 2.0),
-        row("v2", 1.0, verified=False, reason="wrong", epoch_s=[], first_epoch_s=None),
-    ]
+    flops = {"gemm_flop_per_s": 2e11, "copy_bytes_per_s": 1e10, "read_bytes_per_s": 1e10, "math": "fp32"}
+    failed = {"verified": False, "reason": "wrong", "epoch_s": [], "first_epoch_s": None}
+    rows = [row("v1", 8.0), row("v4", 2.0), row("torch-eager", 3.0, peer=True), row("v2", 1.0, **failed)]
     monkeypatch.setattr(gpu_campaign, "_ask", writes("run.json", run_file(*rows, ceilings=flops), 1))
-    part = run_part("run", asked(tmp_path))
-    assert (part.outcome, part.words) == ("FAILED", "v2: wrong")
-    assert part.figures[0].startswith("v1: epoch 8 s, 1 times v1, ")
-    assert part.figures[1].startswith("v4: epoch 2 s, 4 times v1, ")
-    assert "% of the measured GEMM" in part.figures[1]
-    monkeypatch.setattr(gpu_campaign, "_ask", writes("layers.json", layers_file()))
-    part = run_part("layers", asked_again(tmp_path))
+    part = run_one("run", tmp_path)
+    assert (part.outcome, part.words) == ("FAILED", "run.json; v2: wrong")
+    rates = [128 * 1.0333e9 / seconds / 1e12 for seconds in (8, 2)]
+    shares = [f"{rate:.3g} TFLOP/s, {100 * rate / 0.2:.1f} % of the measured GEMM" for rate in rates]
+    assert part.figures[0].startswith(f"v1 fp32: epoch 8 s, {shares[0]}, ")
+    assert part.figures[1].startswith(f"v4 fp32: epoch 2 s, {shares[1]}, 4 times v1, ")
+    assert part.figures[3] == "v4 is 1.5 times as fast as torch-eager"
+    monkeypatch.setattr(gpu_campaign, "_ask", writes("layers.json", layers_file(layer_row("v4", 0.5))))
+    part = run_one("layers", tmp_path)
     assert (part.outcome, part.words) == ("passed", "layers.json")
     assert "% of it outside the operations" in part.figures[0]
 
 
-def asked_again(tmp_path):
-    return Campaign(tmp_path, 100, 2, "fp32", "photos", tmp_path, False)
-
-
 def test_a_command_that_writes_nothing_is_told_by_its_last_line(tmp_path):
-    part = run_part("run", asked(tmp_path, data="nonsense"))
+    part = run_one("run", tmp_path, data="nonsense")
     assert part.outcome == "FAILED"
     assert "exit code 2, no results file: error: " in part.words
 
 
 def test_what_is_not_installed_is_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name: None)
-    part = run_part("sanitize", asked(tmp_path))
+    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: None)
+    part = run_one("sanitize", tmp_path)
     assert (part.outcome, part.words) == ("not run", "compute-sanitizer is not installed: not measured")
 
 
-@pytest.mark.parametrize(("code", "outcome"), [(0, "passed"), (9, "FAILED")])
-def test_the_sanitizer_is_asked_of_every_version(tmp_path, monkeypatch, code, outcome):
+def test_the_sanitizer_is_asked_of_every_version_and_nothing_found_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: "/example/compute-sanitizer")
     calls = []
 
-    def ask(campaign, part, *arguments, before):
-        calls.append((before[2], arguments[-1]))
-        return code
+    def asked(code_of):
+        def ask(campaign, part, *arguments, before):
+            calls.append((before[2], arguments[-1]))
+            campaign.log(part).write_text(f"it said {calls[-1][1]}\n")
+            return code_of(*calls[-1])
 
-    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name: "/example/compute-sanitizer")
-    monkeypatch.setattr(gpu_campaign, "_ask", ask)
-    part = run_part("sanitize", asked(tmp_path))
-    assert part.outcome == outcome
+        monkeypatch.setattr(gpu_campaign, "_ask", ask)
+        return run_one("sanitize", tmp_path)
+
+    part = asked(lambda check, name: 0)
+    assert part.outcome == "passed"
     assert len(set(calls)) == 8
-    assert ("memcheck of v1: errors" in part.words) is bool(code)
+    part = asked(lambda check, name: 9 if name == "v2" else 1 if name == "v3" else 0)
+    assert part.outcome == "FAILED"
+    assert part.words.startswith("memcheck of v2: errors, see the log; memcheck of v3: exit code 1: it said v3; ")
+    assert part.words.endswith("clean: memcheck of v1, memcheck of v4, racecheck of v1, racecheck of v4")
+    part = asked(lambda check, name: 9 if name == "v1" else None)  # time is up
+    assert part.outcome == "FAILED"
+    assert part.words == "memcheck of v1: errors, see the log; memcheck of v2: its time was up: it said v2; clean: none"
+
+
+def test_a_device_that_the_sanitizer_refuses_is_not_measured(tmp_path, monkeypatch):
+    def ask(campaign, part, *arguments, before):
+        campaign.log(part).write_text("========= Error: Device not supported. Please refer to the documentation\n")
+        return 1
+
+    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: "/example/compute-sanitizer")
+    monkeypatch.setattr(gpu_campaign, "_ask", ask)
+    part = run_one("sanitize", tmp_path)
+    assert (part.outcome, part.words) == ("not run", "compute-sanitizer does not support this device: not measured")
 
 
 def test_no_gpu_test_that_ran_is_no_pass(tmp_path, monkeypatch):
@@ -172,7 +247,7 @@ def test_no_gpu_test_that_ran_is_no_pass(tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(gpu_campaign, "_ask", ask)
-    part = run_part("tests", asked(tmp_path))
+    part = run_one("tests", tmp_path)
     assert (part.outcome, part.words) == ("FAILED", "0 passed, 0 failed, 3 skipped")
 
 
@@ -185,9 +260,3 @@ def test_the_tiny_step_in_the_simulator():
     done = subprocess.run([*command, "v9"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "choose from v1" in done.stderr
-
-
-def test_a_part_is_recorded_without_its_clock():
-    assert Part("run").as_record() == {
-        "name": "run", "outcome": "not run", "words": "", "seconds": 0.0, "figures": [], "limit_s": 0.0,
-    }  # fmt: skip

@@ -242,9 +242,7 @@ def test_another_learning_rate_is_allowed(tmp_path):
 
 
 def test_one_process_a_folder(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from bench.train_folder import locked\nwith locked(Path(sys.argv[1])): input()"
-    )
+    code = "import sys, pathlib; from bench.train_folder import locked\nwith locked(pathlib.Path(sys.argv[1])): input()"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE)
     try:
         deadline = 600
