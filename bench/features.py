@@ -19,7 +19,7 @@ from common.architecture import Architecture
 from common.backend import Device, Math
 from common.checkpoint import load_checkpoint
 from common.errors import RunError, UsageError
-from common.files import create_file, publish
+from common.files import clear_drafts, create_file, draft_of, publish
 from common.network import Network, initial_parameters
 from common.training import Pictures, forward_batches
 from versions.registry import BackendInfo
@@ -57,7 +57,8 @@ def write_array(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...],
     file, if it cannot be written; UsageError if the name is taken or impossible.
     """
     check_new(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    clear_drafts(path.parent)
+    draft = draft_of(path)
     try:
         with draft.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
@@ -134,14 +135,13 @@ def probe_checkpoints(
     loaded = {str(path): load_checkpoint(path, architecture).parameters for path in paths}
     sets = (train[0], test[0])
     labels = (train[1], test[1])
-    yield _fit(
-        "raw pixels", *(images.reshape(len(images), -1).astype(np.float32) / 255 for images in sets), *labels, seed
-    )
+    raw = (images.reshape(len(images), -1).astype(np.float32) / 255 for images in sets)
+    yield _fit("raw pixels", *raw, *labels)
     named = {"untrained network": initial_parameters(architecture, seed), **loaded}
     network = runner.network(architecture, named["untrained network"])
     for name, parameters in named.items():
         network.write_parameters(parameters)
-        yield _fit(name, *(_features(network, images, features) for images in sets), *labels, seed)
+        yield _fit(name, *(_features(network, images, features) for images in sets), *labels)
 
 
 def _features(network: Network, images: np.ndarray, kind: str) -> np.ndarray:
@@ -156,9 +156,7 @@ def _features(network: Network, images: np.ndarray, kind: str) -> np.ndarray:
     return values
 
 
-def _fit(
-    name: str, train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray, seed: int
-) -> Probe:
+def _fit(name: str, train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray) -> Probe:
     """Standardise, fit a logistic regression, and count how many test pictures it gets right."""
     from scipy.stats import binomtest
     from sklearn.exceptions import ConvergenceWarning
@@ -170,7 +168,7 @@ def _fit(
     from common.device import usable_cores
 
     # Strong regularisation: there can be more features than pictures.
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300, random_state=seed))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
     with warnings.catch_warnings(record=True) as caught, threadpool_limits(usable_cores(), user_api="blas"):
         warnings.simplefilter("always")
         model.fit(train, train_labels)

@@ -120,7 +120,15 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except MemoryError as error:  # CuPy's is one too
+        print(f"error: not enough memory ({error}): a smaller --batch-size needs less", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
+        if (
+            isinstance(error, OSError) and error.filename is not None
+        ):  # a name that cannot be, a file that may not be read
+            print(f"error: cannot use {error.filename!r}: {error.strerror or error}", file=sys.stderr)
+            sys.exit(2)
         # Typer's own parsing errors know their exit code and how to say what was wrong; anything else is a defect.
         message = getattr(error, "format_message", None)
         if message is None:

@@ -186,8 +186,7 @@ def write_json(document: dict[str, Any], folder: Path, stem: str) -> Path:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object; UsageError if it does not."""
     try:
-        # A whole number beyond 64 bits would be an object to NumPy, not a number.
-        data = json.loads(path.read_text(encoding="utf-8"), parse_int=lambda text: (int, float)[len(text) > 18](text))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -195,6 +194,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"{path} is not a results file: it names no schema")
     return data
+
+
+def _whole(text: str) -> int | float:
+    """A whole number; one beyond 64 bits, which to NumPy would be an object and no number, as a float."""
+    return int(text) if len(text) <= 18 else float(text)
 
 
 def read_json(path: Path, *schemas: str) -> dict[str, Any]:

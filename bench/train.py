@@ -23,7 +23,8 @@ import numpy as np
 
 from bench.environment import git_state
 from bench.pictures import grid_png
-from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
+from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES, SCALARS, best_of
+from bench.train_scalars import Scalars
 from common.architecture import Architecture
 from common.backend import Device, Math
 from common.checkpoint import Checkpoint, save_checkpoint
@@ -41,6 +42,8 @@ COLUMNS = (
 )  # fmt: skip
 SHOWN = 16  # pictures in the grid
 CURVE_POINTS = 32  # of the loss within an epoch that are kept
+CHECKPOINT_S = 300  # within epochs, after so many seconds without a checkpoint
+RISEN, BLOWN_UP = 10, 100  # times the least loss there was: not worth a checkpoint, and no longer training
 LOOK_S = 0.5  # how often the loss is read and progress is told
 MOST_STEPS = 1000  # between two looks
 
@@ -58,8 +61,11 @@ class TrainConfig:
     learning_rate: float
     seed: int
     checkpoint_steps: int = 0
-    """Also write ``last.safetensors`` after this many steps; 0 is after whole epochs only."""
+    """Also write ``last.safetensors`` after this many steps; 0 leaves it to whole epochs and the clock."""
     tensorboard: bool = False
+    data: str = ""
+    data_dir: str = ""
+    """Where the pictures came from, for a run that is taken up."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,14 @@ class TrainingRun:
         self.trainer = Trainer(self.network, data.train, learning_rate=config.learning_rate, seed=config.seed)
         self.evaluator = Evaluator(self.network, data.held_out) if data.held_out is not None else None
         self.history: list[dict[str, Any]] = list(start.history) if start else []
-        self.best = start.best if start else None
+        self.best = best_of(out, architecture) if start else None
         self.data_metadata = data.as_metadata()
         self.commit = git_state()[0]
         self.stopping = False
         self._epoch_seconds = start.epoch_seconds if start else 0.0
-        self._saved: str = f"epoch {start.position.epoch}, step {start.position.step}" if start else ""
+        self.saved: str = f"epoch {start.position.epoch}, step {start.position.step}" if start else ""
+        self._saved_at = perf_counter()
+        self._evaluation_s = 0.0
         if start:
             self.trainer.restore(start.position)
             if self.trainer.order_digest() != start.order_sha256:
@@ -130,7 +138,10 @@ class TrainingRun:
                     f"{out / LAST}: this NumPy ({np.__version__}) shuffles otherwise than the one that it was trained "
                     f"with: go on with that one"
                 )
-        self._scalars = _Scalars(out, self._steps_in_all()) if config.tensorboard else None
+        self._scalars: Scalars | None = None
+        if config.tensorboard:
+            with self._writing(SCALARS) as folder:
+                self._scalars = Scalars(folder, self._steps_in_all())
 
     def run(self) -> bool:
         """Train to ``config.epochs`` in all; False if it was stopped before. RunError for every fault on the way."""
@@ -142,7 +153,8 @@ class TrainingRun:
             raise
         finally:
             if self._scalars:
-                self._scalars.close()
+                with contextlib.suppress(OSError):  # all of it was flushed after the last epoch
+                    self._scalars.close()
         self._draw_losses()
         return finished
 
@@ -158,10 +170,11 @@ class TrainingRun:
         return True
 
     def stop(self) -> None:
-        """Let ``run`` end at its next look, half a second off or a step, with a checkpoint of where it is."""
+        """Let ``run`` end with a checkpoint of where it is: after the step, or the evaluation, that is under way."""
         self.stopping = True
 
     def _run_epoch(self) -> bool:
+        """Go on to the end of the epoch; False if it was stopped before the end of training."""
         trainer, config = self.trainer, self.config
         epoch = trainer.epochs_done
         pace, taken = 0.0, 0  # of this process: what an epoch took before it was killed says little of it
@@ -171,28 +184,35 @@ class TrainingRun:
             if config.checkpoint_steps:
                 count = min(count, config.checkpoint_steps - first % config.checkpoint_steps)
             begun = perf_counter()
-            trainer.take_steps(count)
+            with self._reading():
+                trainer.take_steps(count)
             seconds = perf_counter() - begun
             self._epoch_seconds += seconds
             done = trainer.steps_done if trainer.epochs_done == epoch else trainer.steps
             pace, taken = pace + seconds, taken + done - first
             losses = trainer.read_losses()[:done]
             self._check(losses, epoch)
-            if self._scalars:
-                self._scalars.steps(losses[first:], epoch * trainer.steps + first)
-            left = (config.epochs - epoch) * trainer.steps - done
-            images_per_s = taken * config.batch_size / pace
-            self.listener.step(
-                Moment(epoch + 1, done, trainer.steps, float(losses[-1]), images_per_s, left * pace / taken)
-            )
+            self._tell_steps(losses, first, epoch, pace / taken)
             if trainer.epochs_done > epoch:
                 break
-            if self.stopping or (config.checkpoint_steps and trainer.steps_done % config.checkpoint_steps == 0):
-                self._save(LAST)
+            due = config.checkpoint_steps and trainer.steps_done % config.checkpoint_steps == 0
+            if due or self.stopping or perf_counter() - self._saved_at > CHECKPOINT_S:
+                self._save_within(losses)
             if self.stopping:
                 return False
         self._end_epoch(losses, pace / taken)
-        return not self.stopping or trainer.epochs_done == config.epochs
+        return not self.stopping or trainer.epochs_done >= config.epochs
+
+    def _tell_steps(self, losses: np.ndarray, first: int, epoch: int, step_s: float) -> None:
+        trainer, config = self.trainer, self.config
+        if self._scalars:
+            with self._writing(SCALARS):
+                for number, loss in enumerate(losses[first:], epoch * trainer.steps + first + 1):
+                    self._scalars.add(number, loss__step=float(loss))
+        steps_left = (config.epochs - epoch) * trainer.steps - len(losses)
+        left = steps_left * step_s + (config.epochs - epoch) * self._evaluation_s
+        images_per_s = trainer.samples / trainer.steps / step_s
+        self.listener.step(Moment(epoch + 1, len(losses), trainer.steps, float(losses[-1]), images_per_s, left))
 
     def _check(self, losses: np.ndarray, epoch: int) -> None:
         """Stop at the first loss that is no number; the checkpoints are from before it."""
@@ -201,24 +221,44 @@ class TrainingRun:
             self._diverged(f"the loss is {losses[bad[0]]} in step {bad[0] + 1} of epoch {epoch + 1}")
 
     def _diverged(self, what: str) -> None:
-        kept = (
-            f"{self.out / LAST} is from before it ({self._saved})" if self._saved else "no checkpoint was written yet"
-        )
+        kept = f"{self.out / LAST} is from before it ({self.saved})" if self.saved else "no checkpoint was written yet"
         raise RunError(
             f"training diverged: {what}. {kept}. Try a smaller learning rate than {self.config.learning_rate:g}"
-            f"{', with --resume to go on from there' if self._saved else ''}"
+            f"{', with --resume to go on from there' if self.saved else ''}"
         )
 
-    def _end_epoch(self, losses: np.ndarray, seconds_a_step: float) -> None:
+    def _save_within(self, losses: np.ndarray) -> None:
+        """Write ``last.safetensors`` within an epoch, unless training goes to pieces: the one before is then better.
+
+        A loss is of the parameters before its step, so what the last step made of them shows only in the next one's.
+        """
+        with self._reading():
+            next_loss = self.trainer.peek_loss()
+        if next_loss <= RISEN * self._least(losses):
+            self._save(LAST)
+
+    def _least(self, losses: np.ndarray) -> float:
+        """The least error there was: of the epochs before, and of the steps of this one."""
+        return min([float(losses.min()), *(row["train_mse"] for row in self.history)])
+
+    def _end_epoch(self, losses: np.ndarray, step_s: float) -> None:
         trainer, config = self.trainer, self.config
-        held_out = self.evaluator.mse() if self.evaluator else None
-        if held_out is not None and not math.isfinite(held_out):
-            self._diverged(f"the held-out error is {held_out} after epoch {trainer.epochs_done}")
+        train_mse = mean_loss(losses, trainer.samples, config.batch_size)
+        held_out = None
+        if self.evaluator:
+            begun = perf_counter()
+            with self._reading():
+                held_out = self.evaluator.mse()
+            self._evaluation_s = perf_counter() - begun
+        with self._reading():
+            mse, what = (trainer.peek_loss(), "next loss") if held_out is None else (held_out, "held-out error")
+        if not mse <= BLOWN_UP * self._least(losses):
+            self._diverged(f"the {what} is {mse:g} after epoch {trainer.epochs_done}")
         figures = {
             "epoch": trainer.epochs_done,
             "step": self._steps_in_all(),
             "learning_rate": config.learning_rate,
-            "train_mse": mean_loss(losses, trainer.samples, config.batch_size),
+            "train_mse": train_mse,
             "held_out_mse": held_out,
             "epoch_s": self._epoch_seconds,
             "images_per_s": trainer.samples / self._epoch_seconds,
@@ -228,17 +268,26 @@ class TrainingRun:
         }
         self.history.append(figures)
         self._epoch_seconds = 0.0
-        mse = figures["train_mse"] if held_out is None else held_out
-        is_best = self.best is None or mse < self.best["mse"]
+        judged = train_mse if held_out is None else held_out
+        is_best = self.best is None or judged < self.best["mse"]
         if is_best:
-            self.best = {"epoch": trainer.epochs_done, "mse": mse}
+            self.best = {"epoch": trainer.epochs_done, "mse": judged}
             self._save(BEST)
         self._save(LAST)
         self._write_metrics()
         self._write_pictures()
         if self._scalars:
-            self._scalars.epoch(figures)
-        left = (config.epochs - trainer.epochs_done) * trainer.steps * seconds_a_step
+            with self._writing(SCALARS):
+                self._scalars.add(
+                    figures["step"],
+                    mse__train=train_mse,
+                    mse__held_out=held_out,
+                    psnr_db__train=psnr_db(train_mse),
+                    psnr_db__held_out=psnr_db(held_out),
+                    images_per_s=figures["images_per_s"],
+                )
+                self._scalars.flush()
+        left = (config.epochs - trainer.epochs_done) * (trainer.steps * step_s + self._evaluation_s)
         self.listener.epoch(figures, best=is_best, seconds_left=left)
 
     def _steps_in_all(self) -> int:
@@ -257,6 +306,12 @@ class TrainingRun:
             samples=trainer.samples,
             learning_rate=config.learning_rate,
             data=self.data_metadata,
+            asked={
+                "epochs": config.epochs,
+                "checkpoint_steps": config.checkpoint_steps,
+                "data": config.data,
+                "data_dir": config.data_dir,
+            },
             backend=config.backend.name,
             device=config.device,
             math=config.math,
@@ -275,7 +330,8 @@ class TrainingRun:
         with self._writing(name) as path:
             save_checkpoint(checkpoint, path)
         if name == LAST:
-            self._saved = f"epoch {checkpoint.position.epoch}, step {checkpoint.position.step}"
+            self.saved = f"epoch {checkpoint.position.epoch}, step {checkpoint.position.step}"
+            self._saved_at = perf_counter()
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
@@ -283,8 +339,18 @@ class TrainingRun:
         try:
             yield self.out / name
         except OSError as error:
-            left = f"{LAST} there is of {self._saved}" if self._saved else "no checkpoint was written yet"
-            raise RunError(f"cannot write {self.out / name}: {error.strerror or error}; {left}") from error
+            raise RunError(f"cannot write {self.out / name}: {error.strerror or error}; {self._left()}") from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say what is left where pictures cannot be read any more."""
+        try:
+            yield
+        except RunError as error:
+            raise RunError(f"{error}; {self._left()}") from error
+
+    def _left(self) -> str:
+        return f"{LAST} there is of {self.saved}" if self.saved else "no checkpoint was written yet"
 
     def _write_metrics(self) -> None:
         if not self.history:
@@ -338,30 +404,3 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Scalars:
-    """The figures as TensorBoard reads them, in ``tensorboard/`` in the folder."""
-
-    def __init__(self, out: Path, step: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        # What an earlier process wrote of later steps, before it was killed, is taken back.
-        # Files are named by the second: two processes in one would write over each other, but for the suffix.
-        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step or None, filename_suffix=f".{step}")
-
-    def steps(self, losses: np.ndarray, first: int) -> None:
-        for number, loss in enumerate(losses, first + 1):
-            self._writer.add_scalar("loss/step", float(loss), number)
-
-    def epoch(self, figures: dict[str, Any]) -> None:
-        for part in ("train", "held_out"):
-            mse = figures[f"{part}_mse"]
-            if mse is not None:
-                self._writer.add_scalar(f"mse/{part}", mse, figures["step"])
-                self._writer.add_scalar(f"psnr_db/{part}", psnr_db(mse), figures["step"])
-        self._writer.add_scalar("images_per_s", figures["images_per_s"], figures["step"])
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()

@@ -39,7 +39,7 @@ from bench.train import Listener, Moment, TrainConfig, TrainingRun, psnr_db, sto
 from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES, check_resumable, find_start, locked
 from common.architecture import autoencoder
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.device import DeviceStatus, nvml_gpu
+from common.device import DeviceStatus, nvml_gpu, usable_cores
 from common.errors import UsageError
 from common.network import Network
 from common.picture_files import first_pictures
@@ -48,7 +48,9 @@ from common.training_data import count_of, load_labelled, load_split, load_train
 from versions.registry import BackendInfo, find
 
 DEFAULT_BACKEND = "v4"
-DEFAULTS = {"learning_rate": 0.001, "batch_size": 64, "seed": 0}
+DEFAULTS = {
+    "learning_rate": 0.001, "batch_size": 64, "seed": 0, "epochs": 20, "checkpoint_steps": 0, "data": "auto",
+}  # fmt: skip
 SPLITS = ("train", "test")
 MOST_SHOWN = 256  # pictures in a grid
 LINE_S = 30  # between lines of progress where there is no terminal
@@ -58,7 +60,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures at a time
 DataSource = Annotated[str, typer.Option("--data", help="auto, cifar10, photos or a FILE.npy.", metavar="SOURCE")]
 LabelledSource = Annotated[str, typer.Option("--data", help="auto, cifar10 or photos.", metavar="SOURCE")]
 CheckpointFile = Annotated[Path, typer.Argument(help="A checkpoint.", metavar="CHECKPOINT")]
-Split = Annotated[str, typer.Option("--split", help="train or test.", metavar="SPLIT")]
+Split = Annotated[str | None, typer.Option("--split", help="train or test.", metavar="SPLIT")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the photo crops.")]
 
 
@@ -76,7 +78,7 @@ def train_command(
         str | None, typer.Option(help="The version; v4, or with --resume the one before.", metavar="NAME")
     ] = None,
     device: DeviceOption = "auto",
-    epochs: Annotated[int, typer.Option(help="In all, those before --resume included.")] = 20,
+    epochs: Annotated[int | None, typer.Option(help="In all, those before --resume included; 20.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step; 64.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Of plain SGD; 0.001, which learns slowly by design.")
@@ -86,19 +88,24 @@ def train_command(
     held_out: Annotated[
         int | None, typer.Option(help="Pictures to be judged by only; one for five, at most 10,000.")
     ] = None,
-    data: DataSource = "auto",
-    data_dir: DataDir = Path("data"),
+    data: Annotated[
+        str | None, typer.Option(help="cifar10, photos, a FILE.npy, or auto, the default.", metavar="SOURCE")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10's binary files; data.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Leave pictures in their files, however few.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.safetensors in --out.")] = False,
     checkpoint_steps: Annotated[
-        int, typer.Option(help="Also write last.safetensors after so many steps; 0: after epochs only.")
-    ] = 0,
+        int | None, typer.Option(help="Also write last.safetensors after so many steps, not only every five minutes.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard.")] = False,
-    math: MathOption = "fp32",
+    math: Annotated[str | None, typer.Option(help="fp32, the default, or tf32 for cuBLAS on a GPU.")] = None,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; only what went wrong.")] = False,
 ) -> None:
-    """Train one version to the end: checkpoints, metrics, loss curve and reconstructions, all in one folder."""
+    """Train one version to the end: checkpoints, metrics, loss curve and reconstructions, all in one folder.
+
+    With --resume, whatever is not given is as the run was begun.
+    """
     check_learning_rate(learning_rate)
     check_number("epochs", epochs, 1)
     check_number("batch size", batch_size, 1)
@@ -106,26 +113,34 @@ def train_command(
     check_number("checkpoint steps", checkpoint_steps, 0)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UsageError('--tensorboard needs tensorboardX: python -m pip install -e ".[tensorboard]"')
-    info = find(backend or DEFAULT_BACKEND)
+    if backend is not None:
+        find(backend)
+    architecture = autoencoder()
+    before = find_start(out, architecture, resume=True) if resume else None  # and no folder is made for nothing
+    if before and threads is None and before.threads <= usable_cores():
+        threads = before.threads  # on which the bits depend
+    math = math or (before.math if before else "fp32")
+    info = find(backend or (before.backend if before else DEFAULT_BACKEND))
     status, threads = _where(info, device, math, threads)
+
     console = wide_console(quiet=quiet)
     tell = _teller(console)
-    architecture = autoencoder()
-    if resume:
-        find_start(out, architecture, resume=True)  # before a folder is made for nothing
     with locked(out):
         start = find_start(out, architecture, resume=resume)
-        info = find(backend or (start.backend if start else DEFAULT_BACKEND))
-        given = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-        before = {name: getattr(start, name) if start else default for name, default in DEFAULTS.items()}
-        settings = before | {name: value for name, value in given.items() if value is not None}
+        given = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "epochs": epochs}
+        given |= {"checkpoint_steps": checkpoint_steps, "data": data}
+        given["data_dir"] = None if data_dir is None else str(data_dir.resolve())
+        kept = DEFAULTS | {"data_dir": str(Path("data").resolve())}
+        if start:
+            kept = {name: getattr(start, name, None) for name in kept} | start.asked
+        if data is not None and data.endswith(".npy"):
+            given["data"] = str(Path(data).resolve())
+        settings = {name: kept[name] if value is None else value for name, value in given.items()}
         config = TrainConfig(
             backend=info,
             device=status.device,
             math=info.effective_math(status.device, math),
             threads=threads,
-            epochs=epochs,
-            checkpoint_steps=checkpoint_steps,
             tensorboard=tensorboard,
             **settings,
         )
@@ -133,30 +148,32 @@ def train_command(
             samples = start.samples if samples is None else samples
             held_out = start.data["held_out"] if held_out is None else held_out
         pictures = load_training_data(
-            data, data_dir, samples, held_out, config.seed, stream=stream, room_bytes=_free_bytes(status)
-        )
+            config.data, Path(config.data_dir), samples, held_out, config.seed, stream=stream,
+            room_bytes=_free_bytes(status),
+        )  # fmt: skip
         if start:
             check_resumable(start, config.seed, config.batch_size, pictures, out / LAST)
         tell(f"data: {pictures.description}; {count_of(pictures.held_out):,} held out")
         tell(f"device: {status.device} ({status.name}), {threads} threads; {info.label}")
         if start:
             tell(_resumed(start, config))
-        if start and start.position.epoch >= epochs:
-            tell(f"{out / LAST} has {start.position.epoch} epochs already: nothing to do")
-            return
         run = TrainingRun(config, pictures, architecture, out, start)
-        with _shown(console, epochs, quiet=quiet) as run.listener, stop_on_signals(run.stop):
+        already = run.trainer.epochs_done
+        with _shown(console, config.epochs, quiet=quiet) as run.listener, stop_on_signals(run.stop):
             finished = run.run()
+    trainer = run.trainer
     if not finished:
-        trainer = run.trainer
-        tell(
-            f"stopped after {trainer.epochs_done} epochs and {trainer.steps_done} steps; "
-            f"convbench train --resume --out {out} goes on"
-        )
+        there = f"{out / LAST} is of {run.saved}" if run.saved else "no checkpoint was worth writing"
+        tell(f"stopped after {trainer.epochs_done} epochs and {trainer.steps_done} steps; {there}")
+        tell(f"convbench train --resume --out {out} goes on")
         raise typer.Exit(130)
-    tell(f"best: {out / BEST}, epoch {run.best['epoch']}")
+    if already >= config.epochs:
+        tell(f"{out / LAST} has {already} epochs already: nothing was left to train")
+    if run.best:
+        tell(f"best: {out / BEST}, epoch {run.best['epoch']}")
     for name in (LAST, METRICS, LOSS_CHART, PICTURES):
-        tell(f"{out / name}")
+        if (out / name).exists():
+            tell(f"{out / name}")
 
 
 def encode_command(
@@ -166,14 +183,17 @@ def encode_command(
     device: DeviceOption = "auto",
     data: DataSource = "auto",
     data_dir: DataDir = Path("data"),
-    split: Split = "train",
+    split: Split = None,
     samples: Annotated[int | None, typer.Option(help="How many pictures; all by default.")] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     math: MathOption = "fp32",
     threads: Threads = None,
 ) -> None:
-    """Write the latent of every picture, 8,192 float32 values in (C, H, W) order, into one array, part by part."""
+    """Write the latent of every picture, 8,192 float32 values in (C, H, W) order, into one array, part by part.
+
+    Training pictures unless --split says otherwise.
+    """
     if out.suffix != ".npy":
         raise UsageError(f"--out {out}: must end in .npy")
     runner = _runner(backend, device, math, threads, batch_size)
@@ -195,14 +215,17 @@ def reconstruct_command(
     device: DeviceOption = "auto",
     data: DataSource = "auto",
     data_dir: DataDir = Path("data"),
-    split: Split = "test",
+    split: Split = None,
     samples: Annotated[int, typer.Option(help="How many pictures.")] = 32,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     math: MathOption = "fp32",
     threads: Threads = None,
 ) -> None:
-    """Write pictures as the network gives them back: originals above reconstructions, or an array (N, 3, 32, 32)."""
+    """Write pictures as the network gives them back: originals above reconstructions, or an array (N, 3, 32, 32).
+
+    Test pictures unless --split says otherwise.
+    """
     if out.suffix not in (".png", ".npy"):
         raise UsageError(f"--out {out}: must end in .png, a grid, or .npy, an array")
     if out.suffix == ".png" and samples > MOST_SHOWN:
@@ -210,6 +233,8 @@ def reconstruct_command(
     runner = _runner(backend, device, math, threads, batch_size)
 
     check_new(out)
+    if split is None and not data.endswith(".npy"):
+        split = "test"
     network, pictures, description = _loaded(runner, checkpoint, data, data_dir, split, samples, seed)
     parts = _counted("reconstructing", len(pictures), map(to_bytes, forward_batches(network, pictures)))
     if out.suffix == ".npy":
@@ -234,6 +259,7 @@ def probe_command(
     threads: Threads = None,
 ) -> None:
     """Fit a linear classifier on the latents of each checkpoint, on an untrained network's, and on raw pixels."""
+    check_number("seed", seed, 0)
     if features not in FEATURES:
         raise UsageError(f"unknown features {features!r}: choose from {', '.join(FEATURES)}")
     runner = _runner(backend, device, math, threads, batch_size)
@@ -277,10 +303,11 @@ def _runner(backend: str, device: str, math: str, threads: int | None, batch_siz
 
 
 def _loaded(
-    runner: Runner, checkpoint: Path, data: str, data_dir: Path, split: str, samples: int | None, seed: int
+    runner: Runner, checkpoint: Path, data: str, data_dir: Path, split: str | None, samples: int | None, seed: int
 ) -> tuple[Network, Pictures, str]:
     """The network with a checkpoint's parameters, and the pictures to run it on."""
-    if split not in SPLITS:
+    check_number("seed", seed, 0)
+    if split is not None and split not in SPLITS:
         raise UsageError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     architecture = autoencoder()
     parameters = load_checkpoint(checkpoint, architecture).parameters

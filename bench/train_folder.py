@@ -6,14 +6,17 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common.architecture import Architecture
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.errors import UsageError
+from common.files import clear_drafts
 from common.training_data import TrainingData
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 METRICS, LOSS_CHART, PICTURES = "metrics.csv", "loss.png", "reconstructions.png"
+SCALARS = "tensorboard"
 
 
 @contextlib.contextmanager
@@ -32,8 +35,9 @@ def locked(out: Path) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
         with _flock(out):
+            clear_drafts(out)
             yield
-    except UsageError:  # nothing came of it, so nothing stays of it
+    except BaseException:  # if nothing came of it, nothing stays of it: a folder with something in it does stay
         for path in reversed(made):
             with contextlib.suppress(OSError):
                 path.rmdir()
@@ -53,6 +57,8 @@ def _flock(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process trains in {out}: choose another --out, or wait for it") from None
+        except OSError:  # a file system that has no locks
+            pass
         yield
     finally:
         os.close(handle)
@@ -65,12 +71,15 @@ def find_start(out: Path, architecture: Architecture, *, resume: bool) -> Checkp
     """
     last = out / LAST
     if not resume:
-        taken = [name for name in (LAST, BEST, METRICS) if os.path.lexists(out / name)]
+        taken = [name for name in (LAST, BEST, METRICS, LOSS_CHART, PICTURES, SCALARS) if os.path.lexists(out / name)]
         if taken:
-            raise UsageError(f"{out} holds a training run already ({taken[0]}): --resume goes on with it, --out moves")
+            raise UsageError(
+                f"{out} has {taken[0]} already: --resume goes on with a run that is there, another --out begins one"
+            )
         return None
     if not last.is_file():
-        raise UsageError(f"nothing to resume: there is no {last}. Without --resume a new run begins")
+        way = _way_out(out, architecture) or ". Without --resume a new run begins"
+        raise UsageError(f"nothing to resume: there is no {last}{way}")
     try:
         return load_checkpoint(last, architecture)
     except UsageError as error:
@@ -82,7 +91,18 @@ def _way_out(out: Path, architecture: Architecture) -> str:
         best = load_checkpoint(out / BEST, architecture)
     except UsageError:
         return ""
-    return f". {out / BEST} (epoch {best.position.epoch}) is sound: copied over {LAST} it can be resumed"
+    return f". {out / BEST} (epoch {best.position.epoch}) is sound: copied to {LAST} it can be resumed"
+
+
+def best_of(out: Path, architecture: Architecture) -> dict[str, Any] | None:
+    """Epoch and error of the best checkpoint that is there; None if there is none that can be read.
+
+    A process that was killed between its two checkpoints had written the best one already.
+    """
+    try:
+        return load_checkpoint(out / BEST, architecture).best
+    except UsageError:
+        return None
 
 
 def check_resumable(checkpoint: Checkpoint, seed: int, batch_size: int, data: TrainingData, path: Path) -> None:

@@ -1,13 +1,14 @@
 """Checkpoints: parameters in safetensors, with everything that training needs to go on.
 
-The tensors have the canonical names and order, ``conv1.weight`` (K, C, R, S) and ``conv1.bias`` (K,), whatever the
-backend's own layout is: any version takes up what any other wrote, and so does PyTorch. The metadata, texts as the
-format wants them, says the rest. A digest over names, shapes, values and metadata is part of it, because the format
-notices a file that was cut short but not a bit that flipped. Nothing is ever unpickled.
+The tensors have canonical names and axes, ``conv1.weight`` (K, C, R, S) and ``conv1.bias`` (K,), whatever the
+backend's own layout is (the format itself sorts them by name): any version takes up what any other wrote, and so does
+PyTorch. The metadata, texts as the format wants them, says the rest. A digest over names, shapes, values and metadata
+is part of it: the format notices a file that was cut short but not a bit that flipped. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -46,6 +47,8 @@ class Checkpoint:
     learning_rate: float
     data: dict[str, Any]
     """``source``, ``held_out`` (how many pictures) and ``sha256``, of a sample of all of them."""
+    asked: dict[str, Any]
+    """What the run was begun with and goes on with: ``epochs``, ``checkpoint_steps``, ``data``, ``data_dir``."""
     backend: str
     device: str
     math: str
@@ -61,7 +64,11 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically; OSError if that fails, after which ``path`` is what it was."""
-    replace_file(path, checkpoint_bytes(checkpoint))
+    try:
+        data = checkpoint_bytes(checkpoint)
+    except safetensors.SafetensorError as error:  # metadata larger than the format allows
+        raise OSError(errno.EFBIG, f"the checkpoint does not fit its format: {error}") from error
+    replace_file(path, data)
 
 
 def checkpoint_bytes(checkpoint: Checkpoint) -> bytes:
@@ -104,6 +111,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     if not path.is_file():
         raise UsageError(f"cannot read {path}: {'not a file' if path.exists() else 'no such file'}")
     try:
+        path.open("rb").close()  # the library calls every refusal a missing file
         with safetensors.safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return file.metadata() or {}, tensors
@@ -161,6 +169,9 @@ def _check(checkpoint: Checkpoint) -> None:
     data = checkpoint.data
     want(all_texts([data["source"], data["sha256"]]), "the data's names must be texts")
     want(is_count(data["held_out"]), "held-out pictures must be a count")
+    asked = checkpoint.asked
+    want(all_texts([asked["data"], asked["data_dir"]]), "where its data was must be texts")
+    want(is_count(asked["epochs"]) and is_count(asked["checkpoint_steps"]), "epochs asked for must be a count")
     want(isinstance(checkpoint.history, list) and len(checkpoint.history) == position.epoch, "an epoch has no figures")
     for row in checkpoint.history:
         for key in ("epoch", "step", "learning_rate", "train_mse", "epoch_s", "images_per_s"):

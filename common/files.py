@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 # What a file system without hard links says.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -19,8 +21,7 @@ def replace_file(path: Path, data: bytes) -> None:
     that the new name outlives a loss of power. A file that is replaced keeps its permissions. Raises OSError, after
     which ``path`` is what it was.
     """
-    # The draft's name is always the same: what a killed process left behind is written over by the next.
-    with _draft(path.with_name(f".{path.name}.draft"), data) as draft:
+    with _draft(path, data) as draft:
         with contextlib.suppress(FileNotFoundError):
             draft.chmod(path.stat().st_mode & 0o7777)
         draft.replace(path)
@@ -29,7 +30,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def create_file(path: Path, data: bytes) -> None:
     """Like ``replace_file``, but FileExistsError if there is something of that name already, which stays as it is."""
-    with _draft(path.with_name(f".{path.name}.{os.getpid()}"), data) as draft:
+    with _draft(path, data) as draft:
         publish(draft, path)
 
 
@@ -48,9 +49,24 @@ def publish(draft: Path, path: Path) -> None:
     _flush_folder(path.parent)
 
 
+def draft_of(path: Path) -> Path:
+    """Where this process writes what is to become ``path``."""
+    return path.with_name(f".{path.name}.draft-{os.getpid()}")
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder that processes left behind when they were killed."""
+    for draft in folder.glob(".*.draft-*"):
+        number = draft.name.rpartition("-")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            with contextlib.suppress(OSError):
+                draft.unlink()
+
+
 @contextlib.contextmanager
-def _draft(draft: Path, data: bytes) -> Iterator[Path]:
-    """``data`` in a file, on the disk; gone afterwards if it still has that name."""
+def _draft(path: Path, data: bytes) -> Iterator[Path]:
+    """``data`` in a file beside ``path``, on the disk; gone afterwards if it still has that name."""
+    draft = draft_of(path)
     try:
         with draft.open("wb") as file:
             file.write(data)

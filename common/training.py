@@ -66,6 +66,7 @@ class Trainer:
         self._order = np.arange(self.samples, dtype=np.int32)
         self.steps = -(-self.samples // network.batch_size)
         self._losses = backend.upload(np.zeros(self.steps, np.float32))
+        self._peeked = backend.upload(np.zeros(1, np.float32))
 
     def run_epoch(self) -> None:
         """Shuffle, then take every step, the last one with what is left; synchronised at the end."""
@@ -89,13 +90,25 @@ class Trainer:
         """Run every size of batch once, so that whatever is compiled is; training stands where it stood."""
         backend = self.network.backend
         parameters, losses = self.network.read_parameters(), self.read_losses()
-        self._begin_epoch()
         for index in {0, self.steps - 1}:
             images, order, start, n = self._batches.batch(index)
             self.network.step(images, order, start, n, 0.0, self._losses, index)
         backend.synchronize()
         self.network.write_parameters(parameters)
         backend.write(self._losses, losses)
+
+    def peek_loss(self) -> float:
+        """The loss of the step that comes next, with the parameters as they are; nothing is learned from it."""
+        if self.steps_done == 0:
+            self._begin_epoch()
+        network, backend = self.network, self.network.backend
+        images, order, start, n = self._batches.batch(self.steps_done)
+        picture = network.views(n).picture
+        backend.gather_batch(images, order, start, picture)
+        prediction = network.forward(n)
+        backend.mse_loss(prediction, picture, prediction, self._peeked, 0)
+        backend.synchronize()
+        return float(backend.read(self._peeked)[0])
 
     def order_digest(self) -> str:
         """SHA-256 of the order of the epoch that is under way, or of the next one, as int32 in little-endian bytes."""

@@ -90,19 +90,25 @@ def load_training_data(
     )
 
 
-def load_split(source: str, data_dir: Path, split: str, count: int | None, seed: int) -> tuple[Pictures, str]:
+def load_split(source: str, data_dir: Path, split: str | None, count: int | None, seed: int) -> tuple[Pictures, str]:
     """Pictures of one split, train or test, and a line that says which; for use, not for training.
 
-    ``source`` is as in ``load_training_data``; an array has no splits. All there are by default, of crops 10,000.
-    Raises UsageError for more than there are.
+    ``source`` is as in ``load_training_data``. An array has no splits: its pictures are taken from the first on. All
+    there are by default, of crops 10,000. Raises UsageError for more than there are, and for a split of an array.
     """
     _check_count("samples", count, 1)
-    folder = None if source.endswith(".npy") else choose_folder(source, data_dir)
-    if folder is None and not source.endswith(".npy"):
+    if source.endswith(".npy"):
+        if split is not None:
+            raise UsageError(f"{source} has no splits: leave --split out, and its pictures are taken from the first on")
+        files = open_npy(Path(source))
+        return _first(files, len(files) if count is None else count, source), source
+    split = split or "train"
+    folder = choose_folder(source, data_dir)
+    if folder is None:
         crops, _ = labelled_crops(MOST_HELD_OUT if count is None else count, seed, split)
         return crops, f"photo crops of the {split} part"
-    files = open_cifar10(folder, split) if folder else open_npy(Path(source))
-    return _first(files, len(files) if count is None else count, folder or source), f"{folder or source}, {split}"
+    files = open_cifar10(folder, split)
+    return _first(files, len(files) if count is None else count, folder), f"{folder}, {split}"
 
 
 def load_labelled(source: str, data_dir: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""``convbench run --time-limit``: rounds are whole, one is always run, and the record says how many there were to be."""
+"""``convbench run --time-limit``: rounds are whole, one is always run, and the record says how many were meant."""
 
 import pytest
 

@@ -4,6 +4,7 @@ import csv
 import errno
 import gc
 import os
+import re
 import shutil
 import signal
 import struct
@@ -24,6 +25,8 @@ from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
 from common import reference
 from common.architecture import autoencoder
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.dataset import labelled_crops
+from common.device import usable_cores
 from common.errors import RunError, UsageError
 from common.network import Network, initial_parameters
 from common.training import Evaluator, Trainer
@@ -199,7 +202,7 @@ def test_pictures_left_in_their_files_train_to_the_same_bits(tmp_path):
 def test_a_run_is_not_begun_over_another(tmp_path):
     train_tiny(tmp_path, tiny_config(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UsageError, match="holds a training run already"):
+    with pytest.raises(UsageError, match=r"has last\.safetensors already"):
         train_folder.find_start(tmp_path, ARCHITECTURE, resume=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -276,19 +279,106 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
 # Faults on the way ----------------------------------------------------------------------------------------------------
 
 
-def test_divergence_names_the_step_and_what_is_left(tmp_path):
-    train_tiny(tmp_path, tiny_config(1, "v4"))
+@pytest.mark.parametrize("rate", [8, 20])
+def test_after_divergence_the_last_checkpoint_is_worth_going_on_from(tmp_path, rate):
+    """At these rates the loss grows for many steps before it is infinite (20), or to the end of the epoch (8)."""
+    data = tiny_data(train=40)
+    interrupted(tmp_path, tiny_config(3, "v4"), 3, data)
     before = (tmp_path / LAST).read_bytes()
     with pytest.raises(RunError) as caught:
-        train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=1e18))
-    words = str(caught.value)
-    assert "training diverged: " in words
-    assert " in step 2 of epoch 2" in words or "no longer finite after 5 steps" in words
-    assert f"{tmp_path / LAST} is from before it (epoch " in words
-    assert "smaller learning rate than 1e+18, with --resume" in words
-    assert np.isfinite(np.concatenate([value.ravel() for value in loaded(tmp_path).parameters.values()])).all()
-    if loaded(tmp_path).position.step == 0:
-        assert (tmp_path / LAST).read_bytes() == before
+        train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=rate), data)
+    what = r"the loss is (inf|nan) in step \d\d" if rate == 20 else r"the held-out error is \S+e\+\d\d after"
+    assert re.search(f"training diverged: {what}.* epoch 1\\. ", str(caught.value))
+    assert f"{tmp_path / LAST} is from before it (epoch 0, step " in str(caught.value)
+    assert f"smaller learning rate than {rate}, with --resume to go on from there" in str(caught.value)
+    assert len(before) == len((tmp_path / LAST).read_bytes())
+    assert loaded(tmp_path).position.step <= 4  # not one of the steps that were already on their way up
+    assert {path.name for path in tmp_path.iterdir()} == {LAST}
+    train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=0.1), data)
+    assert loaded(tmp_path).history[-1]["train_mse"] < 0.2
+
+
+def test_what_a_loss_does_not_show_is_looked_at_too(tmp_path, monkeypatch):
+    """A bias of minus infinity hides behind the ReLU; a held-out error can be no number where the losses are."""
+    run = TrainingRun(tiny_config(2, "v4"), tiny_data(), ARCHITECTURE, tmp_path)
+
+    class Spoil(Listener):
+        def step(self, moment):
+            bad = run.network.read_parameters()
+            bad["conv1.bias"][1] = -np.inf
+            run.network.write_parameters(bad)
+
+    run.listener = Spoil()
+    with pytest.raises(RunError, match=r"conv1\.bias is no longer finite after 1 steps"):
+        run.run()
+    monkeypatch.setattr(Evaluator, "mse", lambda self: float("nan"))
+    with pytest.raises(RunError, match=r"the held-out error is nan after epoch 1"):
+        train_tiny(tmp_path, replace(tiny_config(2, "v4"), checkpoint_steps=0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_epoch_is_that_of_the_least_held_out_error(tmp_path, monkeypatch):
+    errors = iter([0.3, 0.1, 0.2, 0.15])
+    monkeypatch.setattr(Evaluator, "mse", lambda self: next(errors))
+    saved = []
+    real = train.save_checkpoint
+    monkeypatch.setattr(train, "save_checkpoint", lambda made, path: (saved.append(path.name), real(made, path)))
+    train_tiny(tmp_path, replace(tiny_config(4, "v4"), checkpoint_steps=0))
+    assert loaded(tmp_path, BEST).position.epoch == 2
+    assert loaded(tmp_path).best == {"epoch": 2, "mse": 0.1}
+    assert [row["held_out_mse"] for row in loaded(tmp_path).history] == [0.3, 0.1, 0.2, 0.15]
+    assert saved == [BEST, LAST, BEST, LAST, LAST, LAST]  # a process killed in between has lost no best one
+
+
+def test_a_best_checkpoint_that_is_gone_is_told_from_one_that_is_there(tmp_path, monkeypatch):
+    errors = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr(Evaluator, "mse", lambda self: next(errors))
+    train_tiny(tmp_path, tiny_config(1, "v4"))
+    (tmp_path / BEST).unlink()
+    train_tiny(tmp_path, tiny_config(2, "v4"))
+    assert loaded(tmp_path).best == loaded(tmp_path, BEST).best == {"epoch": 2, "mse": 0.2}
+
+
+def test_what_was_not_written_any_more_is_made_from_the_checkpoint(tmp_path):
+    """As after a kill between the last checkpoint and the files that are made from it."""
+    train_tiny(tmp_path, tiny_config(2, "v4"))
+    lines = (tmp_path / METRICS).read_text()
+    for name in (METRICS, LOSS_CHART, PICTURES):
+        (tmp_path / name).unlink()
+    train_tiny(tmp_path, tiny_config(2, "v4"))
+    assert (tmp_path / METRICS).read_text() == lines
+    assert (tmp_path / LOSS_CHART).exists()
+    assert (tmp_path / PICTURES).exists()
+
+
+def test_the_time_before_a_stop_counts(tmp_path):
+    interrupted(tmp_path, tiny_config(1, "v4"), 2)
+    stopped = loaded(tmp_path)
+    assert stopped.epoch_seconds > 0
+    save_checkpoint(replace(stopped, epoch_seconds=1000.0), tmp_path / LAST)
+    train_tiny(tmp_path, tiny_config(1, "v4"))
+    assert 1000 < loaded(tmp_path).history[0]["epoch_s"] < 1100
+
+
+def test_a_long_epoch_has_a_short_curve():
+    losses = np.linspace(1, 0, 1000, dtype=np.float32)
+    curve = train._thinned(losses)
+    assert len(curve) == 32
+    assert np.mean(curve) == pytest.approx(losses.mean(), rel=1e-2)
+    assert train._thinned(losses[:3]) == pytest.approx(losses[:3], rel=1e-5)
+
+
+def test_checkpoints_are_also_written_by_the_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_S", 0)
+    seen = []
+
+    class Watch(Listener):
+        def step(self, moment):
+            seen.append((tmp_path / LAST).exists())
+
+    train_tiny(tmp_path, replace(tiny_config(1, "v4"), checkpoint_steps=0), tiny_data(train=40), Watch())
+    assert seen[0] is False
+    assert seen[1] is True
 
 
 def test_divergence_before_the_first_checkpoint(tmp_path):
@@ -406,19 +496,29 @@ def test_memory_does_not_grow_over_fifty_epochs(tmp_path):
 # TensorBoard ----------------------------------------------------------------------------------------------------------
 
 
-def scalars(folder):
-    """Every scalar in the event files, by tag; a record is a length, its checksum, the event and its checksum."""
+def events(folder):
+    """All events in the files, in order; a record is a length, its checksum, the event and its checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
+            yield Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
-            for value in event.summary.value:
-                found.setdefault(value.tag, {})[event.step] = value.simple_value
+
+
+def marks(folder):
+    """The steps from which on TensorBoard is told to forget."""
+    return [event.step for event in events(folder) if event.session_log.status]
+
+
+def scalars(folder):
+    """Every scalar in the event files, by tag and step."""
+    found = {}
+    for event in events(folder):
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
     return found
 
 
@@ -435,8 +535,90 @@ def test_scalars_for_tensorboard(tmp_path):
     assert list(found["loss/step"]) == list(range(1, 9))
 
 
+def test_steps_that_were_taken_again_are_told_once(tmp_path):
+    """A process that was killed after its checkpoint wrote scalars of steps that the next one takes again."""
+    pytest.importorskip("tensorboardX")
+    config = replace(tiny_config(2, "v4"), tensorboard=True)
+    interrupted(tmp_path, config, 5)
+    earlier = (tmp_path / LAST).read_bytes()
+    train_tiny(tmp_path, config)
+    (tmp_path / LAST).write_bytes(earlier)
+    train_tiny(tmp_path, config)
+    assert marks(tmp_path / "tensorboard") == [1, 6, 6]  # forget all from there on
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no TensorBoard")
+    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in found.Scalars("loss/step")] == list(range(1, 9))
+    assert [event.step for event in found.Scalars("mse/train")] == [4, 8]
+
+
+def test_a_full_disk_is_told_by_the_scalars_too(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    config = replace(tiny_config(2, "v4"), tensorboard=True)
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("tensorboardX.record_writer.RecordWriter.write", full)
+        with pytest.raises(RunError, match=r"cannot write .*tensorboard: No space left on device; no checkpoint"):
+            train_tiny(tmp_path / "run", config)
+
+    def flush(self):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("tensorboardX.record_writer.RecordWriter.flush", flush)
+        with pytest.raises(RunError, match=r"No space left on device; last\.safetensors there is of epoch 1"):
+            train_tiny(tmp_path / "later", config)
+    assert loaded(tmp_path / "later").position.epoch == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tensorboard").write_text("somebody's")
+    with pytest.raises(RunError, match=r"cannot write .*tensorboard: File exists"):
+        TrainingRun(config, tiny_data(), ARCHITECTURE, tmp_path / "other")
+    assert (tmp_path / "other" / "tensorboard").read_text() == "somebody's"
+
+
 def test_the_data_knows_itself_again():
     data = tiny_data()
     again = TrainingData(data.train.copy(), data.held_out.copy(), "random", "again")
     assert data.as_metadata() == again.as_metadata()
     assert data.as_metadata() != TrainingData(data.train, None, "random", "").as_metadata()
+    same = np.full((9, 3, 4, 4), 7, np.uint8)  # the count alone tells these apart
+    digests = {TrainingData(same[:n], same[n:], "", "").as_metadata()["sha256"] for n in range(1, 9)}
+    assert len(digests) == 8
+
+
+def test_held_out_crops_are_of_the_other_part(tmp_path):
+    data = load_training_data("photos", tmp_path, 20, None, 5)
+    np.testing.assert_array_equal(data.train, labelled_crops(20, 5, "train")[0])
+    np.testing.assert_array_equal(data.held_out, labelled_crops(4, 5, "test")[0])
+
+
+def test_two_threads_resume_to_the_same_bits(tmp_path):
+    if usable_cores() < 2:
+        pytest.skip("this machine has one core")
+    config = tiny_config(2, "v4", threads=2, batch_size=3)
+    train_tiny(tmp_path / "whole", config)
+    (tmp_path / "run").mkdir()
+    interrupted(tmp_path / "run", config, 4)
+    train_tiny(tmp_path / "run", config)
+    assert_same_bits(loaded(tmp_path / "run"), loaded(tmp_path / "whole"))
+
+
+def test_a_folder_that_may_only_be_read(tmp_path):
+    """For real: without the right to write, and without the capabilities by which root has it all the same."""
+    out = tmp_path / "run"
+    train_tiny(out, tiny_config(1))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    out.chmod(0o555)
+    command = [sys.executable, "-m", "tests.train_tiny", str(out), "2"]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write anywhere, and there is no setpriv")
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    out.chmod(0o755)
+    assert done.returncode == 1
+    assert f"common.errors.UsageError: cannot write to {out}: Permission denied" in done.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -109,5 +109,6 @@ def test_killed_at_each_call_of_a_write(tmp_path, killed):
     assert path.read_bytes() == b"old" * 1000
     assert len(list(tmp_path.iterdir())) == 2
     files.replace_file(path, b"newer")
+    files.clear_drafts(tmp_path)
     assert path.read_bytes() == b"newer"
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
