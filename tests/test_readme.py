@@ -147,7 +147,7 @@ def test_a_checkpoint_opens_in_pytorch_as_the_readme_shows(tmp_path):
     pictures = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
     made = Checkpoint(
         parameters, architecture, Position(), seed=3, order_sha256="", batch_size=64, samples=64, learning_rate=0.001,
-        data={}, backend="v4", device="cpu", math="fp32", threads=1, commit="", epoch_seconds=0.0, history=[],
+        data={}, asked={}, backend="v4", device="cpu", math="fp32", threads=1, commit="", epoch_seconds=0.0, history=[],
         best=None,
     )  # fmt: skip
     path = tmp_path / "best.safetensors"
