@@ -83,7 +83,9 @@ def test_an_array_is_split_at_its_end(tmp_path):
     for samples, held_out in ((13, 1), (None, 13), (14, None)):
         with pytest.raises(UsageError, match="holds 13 pictures"):
             load_training_data(source, tmp_path, samples, held_out, 0)
-    images, words = load_split(source, tmp_path, "train", 5, 0)
+    with pytest.raises(UsageError, match="has no splits"):
+        load_split(source, tmp_path, "test", 5, 0)
+    images, words = load_split(source, tmp_path, None, 5, 0)
     np.testing.assert_array_equal(images.load(), pictures[:5])
     assert "a.npy" in words
 

@@ -75,7 +75,8 @@ def test_a_page_of_all_three_kinds(tmp_path):
 def test_the_runs_of_the_repository(path):
     page = Page(render(read_sources([path])))
     assert page.faults == []
-    assert " versions is v4 im2col GEMM (NCHW): an epoch of 256 pictures" in page.text
+    pictures = json.loads(path.read_text())["config"]["samples"]
+    assert f" versions is v4 im2col GEMM (NCHW): an epoch of {pictures:,} pictures" in page.text
 
 
 @pytest.mark.parametrize(

@@ -535,8 +535,9 @@ def test_scalars_for_tensorboard(tmp_path):
     assert list(found["loss/step"]) == list(range(1, 9))
 
 
-def test_steps_that_were_taken_again_are_told_once(tmp_path):
-    """A process that was killed after its checkpoint wrote scalars of steps that the next one takes again."""
+@pytest.fixture
+def taken_again(tmp_path):
+    """The scalars of a run that took steps 6 to 8 twice: a process was killed after them, without a checkpoint."""
     pytest.importorskip("tensorboardX")
     config = replace(tiny_config(2, "v4"), tensorboard=True)
     interrupted(tmp_path, config, 5)
@@ -544,9 +545,20 @@ def test_steps_that_were_taken_again_are_told_once(tmp_path):
     train_tiny(tmp_path, config)
     (tmp_path / LAST).write_bytes(earlier)
     train_tiny(tmp_path, config)
-    assert marks(tmp_path / "tensorboard") == [1, 6, 6]  # forget all from there on
+    return tmp_path / "tensorboard"
+
+
+def test_steps_that_were_taken_again_are_marked(taken_again):
+    """TensorBoard forgets what it has of the step of a mark and of all later ones."""
+    assert marks(taken_again) == [1, 6, 6]
+    assert [path.name for path in sorted(taken_again.iterdir())] == [
+        path.name for path in sorted(taken_again.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    ]
+
+
+def test_tensorboard_itself_shows_each_step_once(taken_again):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no TensorBoard")
-    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = accumulator.EventAccumulator(str(taken_again)).Reload()
     assert [event.step for event in found.Scalars("loss/step")] == list(range(1, 9))
     assert [event.step for event in found.Scalars("mse/train")] == [4, 8]
 
