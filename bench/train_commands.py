@@ -358,8 +358,11 @@ class _Shown(Listener):
 
     def step(self, moment: Moment) -> None:
         epoch = f"epoch {moment.epoch} of {self._epochs}"
+        steps = f"{moment.step}/{moment.steps} steps"
         figures = f"{moment.images_per_s:,.0f} images/s, {duration(moment.seconds_left)} left, loss {moment.loss:.5f}"
-        self._bar.update(self._task, description=epoch, total=moment.steps, completed=moment.step, figures=figures)
+        self._bar.update(
+            self._task, description=epoch, total=moment.steps, completed=moment.step, figures=f"{steps}, {figures}"
+        )
         now = perf_counter()
         if self._bar.disable and now - self._told > LINE_S and moment.step < moment.steps:
             self._told = now
@@ -378,7 +381,7 @@ class _Shown(Listener):
 
 @contextmanager
 def _shown(console: Console, epochs: int, *, quiet: bool) -> Iterator[_Shown]:
-    with _bar(TextColumn("{task.completed}/{task.total} steps, {task.fields[figures]}"), quiet=quiet) as bar:
+    with _bar(TextColumn("{task.fields[figures]}"), quiet=quiet) as bar:
         yield _Shown(bar.console if console.is_terminal and not quiet else console, epochs, bar)
 
 
