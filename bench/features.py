@@ -57,7 +57,7 @@ def write_array(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...],
     file, if it cannot be written; UsageError if the name is taken or impossible.
     """
     check_new(path)
-    clear_drafts(path.parent)
+    clear_drafts(path)
     draft = draft_of(path)
     try:
         with draft.open("wb") as file:

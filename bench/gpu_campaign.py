@@ -55,6 +55,8 @@ SANITIZED = ("memcheck", "racecheck")
 MISSED = 9  # the sanitizer's exit code for an error that it found
 SHARES = {"tests": 2.0, "run": 4.0, "layers": 1.0, "bench": 1.5, "sanitize": 1.5}
 """Each part's share of the time that is left for it and those after it."""
+MOST_S = 7 * 24 * 3600
+LEAST_S = 5  # for a part to be begun at all
 RESERVE_S = 30  # of the whole time: for the page and the table
 LAST_WORDS_S = 20  # for a command to keep what it has, when its time is up
 
@@ -95,6 +97,7 @@ class Campaign:
     """The same, for the part that is running."""
     files: list[Path] = field(default_factory=list)
     """Results files written so far."""
+    interrupted: bool = False
 
     @property
     def device_options(self) -> list[str]:
@@ -127,8 +130,8 @@ def main(
             raise UsageError(f"unknown part {name!r}: choose from {', '.join(SHARES)}")
     check_number("samples", samples, 1)
     check_number("epochs", epochs, 1)
-    if not 60 * minutes > RESERVE_S:
-        raise UsageError(f"minutes {minutes}: must be more than {RESERVE_S / 60}")
+    if not RESERVE_S < 60 * minutes < MOST_S:
+        raise UsageError(f"minutes {minutes}: must be more than {RESERVE_S / 60} and less than {MOST_S / 60:g}")
     for what, value, known in (("math", math, MATHS), ("data source", data, SOURCES)):
         if value not in known:
             raise UsageError(f"unknown {what} {value!r}: choose from {', '.join(known)}")
@@ -147,25 +150,28 @@ def main(
         "environment": describe_environment("cpu" if simulator else "gpu", usable_cores(), command),
         "device": device,
     }
-    parts = [Part(name) for name in SHARES]
+    parts = [Part(name, words="not reached" if name in asked else "not asked for") for name in SHARES]
     path = campaign.out / f"{started}_campaign.json"
     lines = [f"record: {path}"]
-    interrupted = False
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which keeps what there is
     try:
         for part in parts:
-            if part.name in asked:
-                _share_out(campaign, part, asked)
-                print(f"{part.name}: {part.limit_s:.0f} s at most", flush=True)
-                run_part(part, campaign)
-                _keep(record, parts, path)
+            if part.name not in asked or campaign.interrupted:
+                continue
+            _share_out(campaign, part, asked)
+            if part.limit_s < LEAST_S:
+                part.words = "no time was left"
+                continue
+            print(f"{part.name}: {part.limit_s:.0f} s at most", flush=True)
+            run_part(part, campaign)
+            _keep(record, parts, path)
         if campaign.files:
             lines += _page(campaign)
     except KeyboardInterrupt:
-        interrupted = True
+        campaign.interrupted = True
     _keep(record, parts, path)
     _print(device, parts, lines)
-    if interrupted:
+    if campaign.interrupted:
         raise typer.Exit(130)
     if any(part.outcome == FAILED for part in parts):
         raise typer.Exit(1)
@@ -212,14 +218,14 @@ def _tests(campaign: Campaign, part: Part) -> None:
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *what, f"--junitxml={results}"]
     code = _ask(campaign, part, *arguments, **environment)
     if not results.exists():
-        raise PartError(f"{_ended(code)}: {_last_line(campaign, part)}")
+        raise PartError(f"{_ended(campaign, code)}: {_last_line(campaign, part)}")
     suite = next(ElementTree.parse(results).getroot().iter("testsuite"))
     total, failed, skipped = (
         sum(int(suite.get(key, 0)) for key in keys) for keys in (["tests"], ["failures", "errors"], ["skipped"])
     )
     part.words = f"{total - failed - skipped} passed, {failed} failed, {skipped} skipped"
     if code != 0 or failed or total == skipped:
-        raise PartError(f"{part.words}{'' if code in (0, 1) else f'; {_ended(code)}'}")
+        raise PartError(f"{part.words}{'' if code in (0, 1) else f'; {_ended(campaign, code)}'}")
     part.outcome = PASSED
 
 
@@ -235,7 +241,7 @@ def _run(campaign: Campaign, part: Part) -> None:
     part.figures += _run_figures(record)
     reasons = [f"{row.id}: {row.reason}" for row in record.rows if row.reason]
     if code != 0 or reasons:
-        raise PartError(f"{path.name}; {'; '.join(reasons) or _ended(code)}")
+        raise PartError(f"{path.name}; {'; '.join(reasons) or _ended(campaign, code)}")
     part.outcome = PASSED
     notes = [warning for warning in record.warnings if warning.startswith("time was up")]
     part.words = "; ".join([path.name, *notes, *([] if peers else ["PyTorch is not installed: not measured"])])
@@ -270,7 +276,7 @@ def _layers(campaign: Campaign, part: Part) -> None:
     part.figures += map(_overhead, summarise_layers(record))
     reasons = [f"{row['id']}: {row['reason']}" for row in record["rows"] if row["reason"]]
     if code != 0 or reasons:
-        raise PartError(f"{path.name}; {'; '.join(reasons) or _ended(code)}")
+        raise PartError(f"{path.name}; {'; '.join(reasons) or _ended(campaign, code)}")
     part.outcome, part.words = PASSED, path.name
 
 
@@ -288,10 +294,10 @@ def _bench(campaign: Campaign, part: Part) -> None:
         *campaign.device_options,
     )  # fmt: skip
     if not path.exists() or not path.stat().st_size:
-        raise PartError(f"{_ended(code)}: {_last_line(campaign, part)}")
+        raise PartError(f"{_ended(campaign, code)}: {_last_line(campaign, part)}")
     part.words = f"{len(read_json_object(path)['benchmarks'])} benchmarks in {path.name}"
     if code != 0:
-        raise PartError(f"{part.words}; {_ended(code)}")
+        raise PartError(f"{part.words}; {_ended(campaign, code)}")
     part.outcome = PASSED
 
 
@@ -301,26 +307,34 @@ def _sanitize(campaign: Campaign, part: Part) -> None:
     if tool is None:
         part.words = f"{SANITIZER} is not installed: not measured"
         return
-    clean, wrong = [], []
+    clean, wrong, refused = [], [], []
     for check in SANITIZED:
         for name in names():
+            said_before = campaign.log(part).stat().st_size if campaign.log(part).exists() else 0
             # CuPy and cuBLAS try calls that may fail: those are no errors of a kernel.
             before = [tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", str(MISSED)]
             code = _ask(campaign, part, "-m", "bench.tiny_step", "--backend", name, before=before)
-            if code != 0 and "Device not supported" in campaign.log(part).read_text(encoding="utf-8", errors="replace"):
-                part.words = f"{SANITIZER} does not support this device: not measured"
-                return
-            if code != 0:
-                why = "errors, see the log" if code == MISSED else f"{_ended(code)}: {_last_line(campaign, part)}"
-                wrong.append(f"{check} of {name}: {why}")
-            else:
+            said = campaign.log(part).read_bytes()[said_before:]
+            if code == 0:
                 clean.append(f"{check} of {name}")
-            part.words = "; ".join([*wrong, f"clean: {', '.join(clean) or 'none'}"])
+            elif b"Device not supported" in said:
+                refused.append(f"{check}: {SANITIZER} does not support this device, not measured")
+                break
+            else:
+                why = (
+                    "errors, see the log"
+                    if code == MISSED
+                    else f"{_ended(campaign, code)}: {_last_line(campaign, part)}"
+                )
+                wrong.append(f"{check} of {name}: {why}")
+            part.words = "; ".join([*wrong, *refused, f"clean: {', '.join(clean) or 'none'}"])
             if code is None:
                 raise PartError(part.words)
+    part.words = "; ".join([*wrong, *refused, f"clean: {', '.join(clean) or 'none'}"])
     if wrong:
         raise PartError(part.words)
-    part.outcome = PASSED
+    if clean:
+        part.outcome = PASSED
 
 
 PARTS: dict[str, Callable[[Campaign, Part], None]] = {
@@ -344,7 +358,7 @@ def _command(campaign: Campaign, part: Part, schema: str, *arguments: Any) -> tu
         if path.suffix == ".json" and read_json_object(path).get("schema") == schema:
             campaign.files.append(path)
             return path, code
-    raise PartError(f"{_ended(code)}, no results file: {_last_line(campaign, part)}")
+    raise PartError(f"{_ended(campaign, code)}, no results file: {_last_line(campaign, part)}")
 
 
 def _ask(
@@ -365,31 +379,41 @@ def _ask(
             # Where Ctrl-C is ignored, as behind nohup, a child would ignore it too.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
+        started: list[psutil.Process] = []
         try:
             return process.wait(max(0.0, campaign.part_ends - perf_counter()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+            campaign.interrupted = campaign.interrupted or isinstance(reason, KeyboardInterrupt)
+            started = _descendants(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LAST_WORDS_S)
             return None
         finally:
-            _end(process)
+            _end(process, started)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Kill a process that is still there, and first of all whatever it has started."""
-    if process.poll() is not None:
-        return
+def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-    process.kill()
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def _end(process: subprocess.Popen, started: list[psutil.Process]) -> None:
+    """Kill what is still there of a process, of its group, and of what it is known to have started."""
+    for child in [*started, *_descendants(process)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _ended(code: int | None) -> str:
-    return "its time was up" if code is None else f"exit code {code}"
+def _ended(campaign: Campaign, code: int | None) -> str:
+    if code is not None:
+        return f"exit code {code}"
+    return "interrupted" if campaign.interrupted else "its time was up"
 
 
 def _last_line(campaign: Campaign, part: Part) -> str:
@@ -400,7 +424,10 @@ def _last_line(campaign: Campaign, part: Part) -> str:
 def _keep(record: dict[str, Any], parts: list[Part], path: Path) -> None:
     """Write the record as far as it goes."""
     document = {**record, "parts": [part.as_record() for part in parts]}
-    replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
+    try:
+        replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
+    except OSError as error:  # the parts that follow, and the table, are worth more
+        print(f"warning: cannot write {path}: {error.strerror or error}", file=sys.stderr)
 
 
 def _page(campaign: Campaign) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from common.errors import RunError, UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
+BAD_NAMES = {errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR, errno.ELOOP}  # what a path that was given can be wrong in
 TABLE_COLUMNS = 132  # of a wide table where there is no terminal
 
 Backends = Annotated[list[str] | None, typer.Option("--backend", help="A version, repeatable, or all.", metavar="NAME")]
@@ -121,7 +123,7 @@ def run_app(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except MemoryError as error:  # CuPy's is one too
-        print(f"error: not enough memory ({error}): a smaller --batch-size needs less", file=sys.stderr)
+        print(f"error: not enough memory ({error}): fewer pictures, or smaller batches, need less", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if (

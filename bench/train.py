@@ -43,7 +43,8 @@ COLUMNS = (
 SHOWN = 16  # pictures in the grid
 CURVE_POINTS = 32  # of the loss within an epoch that are kept
 CHECKPOINT_S = 300  # within epochs, after so many seconds without a checkpoint
-RISEN, BLOWN_UP = 10, 100  # times the least loss there was: not worth a checkpoint, and no longer training
+RUINED = 10.0
+"""An error above this is of a network that goes to pieces: values lie in [0, 1], so zeros have one of at most 1."""
 LOOK_S = 0.5  # how often the loss is read and progress is told
 MOST_STEPS = 1000  # between two looks
 
@@ -123,7 +124,7 @@ class TrainingRun:
         self.trainer = Trainer(self.network, data.train, learning_rate=config.learning_rate, seed=config.seed)
         self.evaluator = Evaluator(self.network, data.held_out) if data.held_out is not None else None
         self.history: list[dict[str, Any]] = list(start.history) if start else []
-        self.best = best_of(out, architecture) if start else None
+        self.best = best_of(out, start) if start else None
         self.data_metadata = data.as_metadata()
         self.commit = git_state()[0]
         self.stopping = False
@@ -234,12 +235,8 @@ class TrainingRun:
         """
         with self._reading():
             next_loss = self.trainer.peek_loss()
-        if next_loss <= RISEN * self._least(losses):
+        if next_loss <= RUINED:
             self._save(LAST)
-
-    def _least(self, losses: np.ndarray) -> float:
-        """The least error there was: of the epochs before, and of the steps of this one."""
-        return min([float(losses.min()), *(row["train_mse"] for row in self.history)])
 
     def _end_epoch(self, losses: np.ndarray, step_s: float) -> None:
         trainer, config = self.trainer, self.config
@@ -252,7 +249,8 @@ class TrainingRun:
             self._evaluation_s = perf_counter() - begun
         with self._reading():
             mse, what = (trainer.peek_loss(), "next loss") if held_out is None else (held_out, "held-out error")
-        if not mse <= BLOWN_UP * self._least(losses):
+        over = trainer.epochs_done >= config.epochs
+        if not math.isfinite(mse) or (over and mse > RUINED):
             self._diverged(f"the {what} is {mse:g} after epoch {trainer.epochs_done}")
         figures = {
             "epoch": trainer.epochs_done,
@@ -269,11 +267,12 @@ class TrainingRun:
         self.history.append(figures)
         self._epoch_seconds = 0.0
         judged = train_mse if held_out is None else held_out
-        is_best = self.best is None or judged < self.best["mse"]
+        is_best = mse <= RUINED and (self.best is None or judged < self.best["mse"])
         if is_best:
             self.best = {"epoch": trainer.epochs_done, "mse": judged}
             self._save(BEST)
-        self._save(LAST)
+        if mse <= RUINED:  # or it may still recover, and if not, the one before is worth more
+            self._save(LAST)
         self._write_metrics()
         self._write_pictures()
         if self._scalars:
@@ -327,6 +326,9 @@ class TrainingRun:
         for parameter, value in checkpoint.parameters.items():
             if not np.isfinite(value).all():
                 self._diverged(f"{parameter} is no longer finite after {self._steps_in_all()} steps")
+        if self._scalars:
+            with self._writing(SCALARS):
+                self._scalars.flush()
         with self._writing(name) as path:
             save_checkpoint(checkpoint, path)
         if name == LAST:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -39,7 +40,7 @@ from bench.train import Listener, Moment, TrainConfig, TrainingRun, psnr_db, sto
 from bench.train_folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES, check_resumable, find_start, locked
 from common.architecture import autoencoder
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.device import DeviceStatus, nvml_gpu, usable_cores
+from common.device import DeviceStatus, device_status, nvml_gpu, usable_cores
 from common.errors import UsageError
 from common.network import Network
 from common.picture_files import first_pictures
@@ -77,7 +78,7 @@ def train_command(
     backend: Annotated[
         str | None, typer.Option(help="The version; v4, or with --resume the one before.", metavar="NAME")
     ] = None,
-    device: DeviceOption = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, the default, cpu or gpu.", metavar="DEVICE")] = None,
     epochs: Annotated[int | None, typer.Option(help="In all, those before --resume included; 20.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step; 64.")] = None,
     learning_rate: Annotated[
@@ -104,7 +105,7 @@ def train_command(
 ) -> None:
     """Train one version to the end: checkpoints, metrics, loss curve and reconstructions, all in one folder.
 
-    With --resume, whatever is not given is as the run was begun.
+    With --resume, whatever is not given is as the run was begun, but for --stream, --tensorboard and --quiet.
     """
     check_learning_rate(learning_rate)
     check_number("epochs", epochs, 1)
@@ -121,7 +122,9 @@ def train_command(
         threads = before.threads  # on which the bits depend
     math = math or (before.math if before else "fp32")
     info = find(backend or (before.backend if before else DEFAULT_BACKEND))
-    status, threads = _where(info, device, math, threads)
+    if device is None and before and not device_status(before.device).available:
+        device = "auto"  # and the line about the resumption tells of it
+    status, threads = _where(info, device or (before.device if before else "auto"), math, threads)
 
     console = wide_console(quiet=quiet)
     tell = _teller(console)
@@ -151,6 +154,8 @@ def train_command(
             config.data, Path(config.data_dir), samples, held_out, config.seed, stream=stream,
             room_bytes=_free_bytes(status),
         )  # fmt: skip
+        if config.data == "auto":
+            config = replace(config, data=pictures.source)
         if start:
             check_resumable(start, config.seed, config.batch_size, pictures, out / LAST)
         tell(f"data: {pictures.description}; {count_of(pictures.held_out):,} held out")
@@ -165,7 +170,8 @@ def train_command(
     if not finished:
         there = f"{out / LAST} is of {run.saved}" if run.saved else "no checkpoint was worth writing"
         tell(f"stopped after {trainer.epochs_done} epochs and {trainer.steps_done} steps; {there}")
-        tell(f"convbench train --resume --out {out} goes on")
+        if run.saved:
+            tell(f"convbench train --resume --out {out} goes on")
         raise typer.Exit(130)
     if already >= config.epochs:
         tell(f"{out / LAST} has {already} epochs already: nothing was left to train")

@@ -35,7 +35,8 @@ def locked(out: Path) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
         with _flock(out):
-            clear_drafts(out)
+            for name in (LAST, BEST, METRICS, LOSS_CHART, PICTURES):
+                clear_drafts(out / name)
             yield
     except BaseException:  # if nothing came of it, nothing stays of it: a folder with something in it does stay
         for path in reversed(made):
@@ -72,10 +73,10 @@ def find_start(out: Path, architecture: Architecture, *, resume: bool) -> Checkp
     last = out / LAST
     if not resume:
         taken = [name for name in (LAST, BEST, METRICS, LOSS_CHART, PICTURES, SCALARS) if os.path.lexists(out / name)]
+        if taken and taken[0] in (LAST, BEST):
+            raise UsageError(f"{out} holds a training run ({taken[0]}): --resume goes on, another --out begins anew")
         if taken:
-            raise UsageError(
-                f"{out} has {taken[0]} already: --resume goes on with a run that is there, another --out begins one"
-            )
+            raise UsageError(f"{out} has {taken[0]} already, which would be written over: choose another --out")
         return None
     if not last.is_file():
         way = _way_out(out, architecture) or ". Without --resume a new run begins"
@@ -94,15 +95,17 @@ def _way_out(out: Path, architecture: Architecture) -> str:
     return f". {out / BEST} (epoch {best.position.epoch}) is sound: copied to {LAST} it can be resumed"
 
 
-def best_of(out: Path, architecture: Architecture) -> dict[str, Any] | None:
-    """Epoch and error of the best checkpoint that is there; None if there is none that can be read.
+def best_of(out: Path, start: Checkpoint) -> dict[str, Any] | None:
+    """Epoch and error of the best checkpoint that is there; None if there is none of the same run that can be read.
 
     A process that was killed between its two checkpoints had written the best one already.
     """
     try:
-        return load_checkpoint(out / BEST, architecture).best
+        best = load_checkpoint(out / BEST, start.architecture)
     except UsageError:
         return None
+    same = (best.seed, best.samples, best.data) == (start.seed, start.samples, start.data)
+    return best.best if same and best.position.epoch <= start.position.epoch + 1 else None
 
 
 def check_resumable(checkpoint: Checkpoint, seed: int, batch_size: int, data: TrainingData, path: Path) -> None:
@@ -114,7 +117,8 @@ def check_resumable(checkpoint: Checkpoint, seed: int, batch_size: int, data: Tr
     ):
         if theirs != ours:
             raise UsageError(f"{path} was trained with {name} {theirs}, not {ours}: leave it out, or begin anew")
-    if checkpoint.data != data.as_metadata():
+    found = data.as_metadata()
+    if any(checkpoint.data[key] != found[key] for key in ("held_out", "sha256")):
         raise UsageError(
             f"{path} was trained on other pictures ({checkpoint.data['source']}, {checkpoint.data['held_out']} held "
             f"out): give the same --data, --data-dir and --held-out, or begin anew"

@@ -1,8 +1,8 @@
 """A training run's figures as TensorBoard reads them: event files in ``tensorboard/`` in the run's folder.
 
-Events are written at once and in this thread, so that a full disk is an error where it happens. A process that takes a
-run up begins its file with a mark that tells TensorBoard to forget what an earlier one, since killed, wrote of later
-steps.
+Events are written in this thread and flushed before every checkpoint, so that a full disk is an error where it happens.
+A process that takes a run up begins its file with a mark that tells TensorBoard to forget what an earlier one, since
+killed, wrote of later steps.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,11 +55,11 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.draft-{os.getpid()}")
 
 
-def clear_drafts(folder: Path) -> None:
-    """Remove the drafts in a folder that processes left behind when they were killed."""
-    for draft in folder.glob(".*.draft-*"):
+def clear_drafts(path: Path) -> None:
+    """Remove what processes that are gone were about to make ``path`` of when they were killed."""
+    for draft in path.parent.glob(f"{glob.escape(f'.{path.name}.draft-')}*"):
         number = draft.name.rpartition("-")[2]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
+        if number.isascii() and number.isdigit() and len(number) < 10 and not psutil.pid_exists(int(number)):
             with contextlib.suppress(OSError):
                 draft.unlink()
 

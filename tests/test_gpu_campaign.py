@@ -1,8 +1,10 @@
 """The GPU campaign: a part that fails costs no other, and what cannot be asked for is said."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -34,6 +36,7 @@ def campaign(*arguments, timeout=60):
         (["--math", "fp16"], ["'fp16'", "fp32, tf32"]),
         (["--data", "mnist"], ["'mnist'", "cifar10"]),
         (["--minutes", "0.2"], ["minutes 0.2", "more than 0.5"]),
+        (["--minutes", "inf"], ["minutes inf", "less than"]),
         (["--frobnicate"], ["--frobnicate"]),
         pytest.param([], ["--device gpu cannot run here"], marks=pytest.mark.skipif(
             device_status("gpu").available, reason="this machine has a GPU"
@@ -112,8 +115,78 @@ def test_an_interrupted_campaign_keeps_what_it_has(tmp_path, monkeypatch, gpu, c
     (path,) = (tmp_path / "out").glob("*_campaign.json")
     found = [(part["outcome"], part["words"]) for part in read_json_object(path)["parts"]]
     assert found[:3] == [("passed", ""), ("passed", ""), ("FAILED", "interrupted; half of it")]
-    assert found[3:] == [("not run", "not asked for")] * 2
+    assert found[3:] == [("not run", "not reached")] * 2
     assert "interrupted; half of it" in capsys.readouterr().out
+
+
+def test_sigterm_and_a_full_disk(tmp_path, monkeypatch, gpu, capsys):
+    """The record is written after each part; a disk that takes it no more costs no part and no table."""
+    folder = tmp_path / "out"
+
+    def fine(campaign, part):
+        part.outcome = "passed"
+
+    def look(campaign, part):
+        (path,) = folder.glob("*_campaign.json")
+        assert read_json_object(path)["parts"][0]["outcome"] == "passed"
+        part.outcome = "passed"
+
+        def full(*arguments):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(gpu_campaign, "replace_file", full)
+
+    def terminated(campaign, part):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(gpu_campaign, "PARTS", dict.fromkeys(SHARES, fine) | {"run": look, "bench": terminated})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            main(folder, data_dir=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.exit_code == 130
+    written = capsys.readouterr()
+    assert "No space left on device" in written.err
+    rows = [line.split()[:2] for line in written.out.splitlines() if line.strip().startswith(tuple(SHARES))]
+    assert ["layers", "passed"] in rows
+    assert ["bench", "FAILED"] in rows
+
+
+def test_ctrl_c_in_a_command_gives_it_time_for_its_last_words(tmp_path, monkeypatch):
+    words = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open(r'{0}', 'w').write('kept')".format
+    kept = tmp_path / "kept"
+
+    def part_that_is_interrupted(campaign, part):
+        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        code = gpu_campaign._ask(campaign, part, "-c", words(kept))
+        raise PartError(gpu_campaign._ended(campaign, code))
+
+    monkeypatch.setitem(gpu_campaign.PARTS, "bench", part_that_is_interrupted)
+    part = run_one("bench", tmp_path)
+    assert (part.outcome, part.words) == ("FAILED", "interrupted")
+    assert kept.read_text() == "kept"
+
+
+def test_what_a_command_left_running_is_ended_too(tmp_path, monkeypatch):
+    """It ended by itself, or by Ctrl-C, before what it had started."""
+    leaving = "from subprocess import Popen; print('left', Popen(['sleep', '99']).pid)"
+
+    def part_that_leaves_one(campaign, part):
+        gpu_campaign._ask(campaign, part, "-c", leaving)
+
+    monkeypatch.setitem(gpu_campaign.PARTS, "bench", part_that_leaves_one)
+    run_one("bench", tmp_path)
+    assert_gone(int((tmp_path / "logs" / "bench.log").read_text().split()[-1]))
+
+
+def assert_gone(number):
+    for _ in range(100):
+        if not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
+            return
+        sleep(0.05)
+    raise AssertionError("a process that the part started is still there")
 
 
 def test_time_is_shared_out_and_what_is_left_goes_on(monkeypatch):
@@ -154,13 +227,7 @@ def test_a_part_that_takes_too_long_is_asked_then_killed_with_all_that_it_starte
     assert part.seconds < 20
     words = (tmp_path / "logs" / "bench.log").read_text().split()
     assert "asked" in words
-    child = int(words[words.index("begun") + 1])
-    for _ in range(100):
-        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
-            break
-        sleep(0.05)
-    else:
-        raise AssertionError("a process that the part started is still there")
+    assert_gone(int(words[words.index("begun") + 1]))
 
 
 def writes(path, document, code=0):
@@ -228,15 +295,30 @@ def test_the_sanitizer_is_asked_of_every_version_and_nothing_found_is_lost(tmp_p
     assert part.words == "memcheck of v1: errors, see the log; memcheck of v2: its time was up: it said v2; clean: none"
 
 
-def test_a_device_that_the_sanitizer_refuses_is_not_measured(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("memcheck", "outcome", "words"),
+    [
+        (
+            0,
+            "passed",
+            "racecheck: compute-sanitizer does not support this device, not measured; clean: memcheck of v1, ",
+        ),
+        (9, "FAILED", "memcheck of v1: errors, see the log; memcheck of v2: errors, see the log; "),
+        (1, "not run", "memcheck: compute-sanitizer does not support this device, not measured; racecheck: "),
+    ],
+)
+def test_a_device_that_the_sanitizer_refuses_is_not_measured(tmp_path, monkeypatch, memcheck, outcome, words):
     def ask(campaign, part, *arguments, before):
-        campaign.log(part).write_text("========= Error: Device not supported. Please refer to the documentation\n")
-        return 1
+        code = memcheck if before[2] == "memcheck" else 1
+        with campaign.log(part).open("a") as log:
+            log.write("Error: Device not supported. Please refer to the documentation\n" if code == 1 else "said\n")
+        return code
 
     monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: "/example/compute-sanitizer")
     monkeypatch.setattr(gpu_campaign, "_ask", ask)
     part = run_one("sanitize", tmp_path)
-    assert (part.outcome, part.words) == ("not run", "compute-sanitizer does not support this device: not measured")
+    assert part.outcome == outcome
+    assert part.words.startswith(words)
 
 
 def test_no_gpu_test_that_ran_is_no_pass(tmp_path, monkeypatch):

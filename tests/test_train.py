@@ -202,7 +202,7 @@ def test_pictures_left_in_their_files_train_to_the_same_bits(tmp_path):
 def test_a_run_is_not_begun_over_another(tmp_path):
     train_tiny(tmp_path, tiny_config(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UsageError, match=r"has last\.safetensors already"):
+    with pytest.raises(UsageError, match=r"holds a training run \(last\.safetensors\): --resume"):
         train_folder.find_start(tmp_path, ARCHITECTURE, resume=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -281,21 +281,69 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
 
 @pytest.mark.parametrize("rate", [8, 20])
 def test_after_divergence_the_last_checkpoint_is_worth_going_on_from(tmp_path, rate):
-    """At these rates the loss grows for many steps before it is infinite (20), or to the end of the epoch (8)."""
+    """At these rates the loss grows for many steps before it is infinite: within the epoch (20), or in the next (8)."""
     data = tiny_data(train=40)
     interrupted(tmp_path, tiny_config(3, "v4"), 3, data)
-    before = (tmp_path / LAST).read_bytes()
     with pytest.raises(RunError) as caught:
         train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=rate), data)
-    what = r"the loss is (inf|nan) in step \d\d" if rate == 20 else r"the held-out error is \S+e\+\d\d after"
-    assert re.search(f"training diverged: {what}.* epoch 1\\. ", str(caught.value))
+    epoch = 1 if rate == 20 else 2
+    assert re.search(rf"training diverged: the loss is (inf|nan) in step \d+ of epoch {epoch}\. ", str(caught.value))
     assert f"{tmp_path / LAST} is from before it (epoch 0, step " in str(caught.value)
     assert f"smaller learning rate than {rate}, with --resume to go on from there" in str(caught.value)
-    assert len(before) == len((tmp_path / LAST).read_bytes())
-    assert loaded(tmp_path).position.step <= 4  # not one of the steps that were already on their way up
-    assert {path.name for path in tmp_path.iterdir()} == {LAST}
+    assert loaded(tmp_path).position.step <= 5  # not one of the steps that were already on their way up
+    assert not (tmp_path / BEST).exists()
     train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=0.1), data)
     assert loaded(tmp_path).history[-1]["train_mse"] < 0.2
+
+
+def test_a_last_epoch_in_ruins_is_not_called_trained(tmp_path):
+    """The error is finite, but a hundred thousand times what zeros would have."""
+    data = tiny_data(train=40)
+    train_tiny(tmp_path, tiny_config(1, "v4"), data)
+    with pytest.raises(RunError, match=r"the held-out error is \S+e\+\d\d after epoch 2\. .* \(epoch 1, step 1?\d\)"):
+        train_tiny(tmp_path, tiny_config(2, "v4", learning_rate=8), data)
+    assert loaded(tmp_path).position.epoch == 1
+
+
+def test_without_held_out_pictures_the_next_loss_is_looked_at(tmp_path):
+    """One step an epoch: its own loss is of the parameters before, and says nothing of what it made of them."""
+    data = tiny_data(train=2, held_out=0)
+    with pytest.raises(RunError, match="no checkpoint was written yet"):
+        train_tiny(tmp_path, tiny_config(9, "v4", learning_rate=1e4), data)
+    assert {path.name for path in tmp_path.iterdir()} <= {METRICS, LOSS_CHART, PICTURES}
+
+
+@each_version
+def test_the_next_loss_is_the_next_steps_loss(name):
+    network = Network(find(name).load("cpu"), ARCHITECTURE, 2, initial_parameters(ARCHITECTURE, 0))
+    trainer = Trainer(network, tiny_data().train, learning_rate=0.1, seed=0)
+    for step in [0, 1, 2, 3] * 2:
+        expected = trainer.peek_loss()
+        assert trainer.peek_loss() == expected
+        trainer.take_steps(1)
+        assert trainer.read_losses()[step] == np.float32(expected)
+
+
+@pytest.mark.parametrize("pictures", ["one of them black", "dark ones, bright ones held out"])
+def test_unlike_pictures_are_no_divergence(tmp_path, pictures):
+    """The least loss there is says nothing: one black picture has nearly none."""
+    data = tiny_data()
+    if pictures == "one of them black":
+        data.train[6] = 0
+    else:
+        data.train[:] //= 64
+        data.held_out[:] = 250
+    train_tiny(tmp_path, tiny_config(3, "v4", batch_size=1, learning_rate=0.01), data)
+    assert loaded(tmp_path).position.epoch == 3
+
+
+def test_a_best_checkpoint_of_another_run_is_not_ones_own(tmp_path):
+    train_tiny(tmp_path / "other", tiny_config(1, "v4", seed=5))
+    train_tiny(tmp_path / "run", tiny_config(1, "v4"))
+    shutil.copy(tmp_path / "other" / BEST, tmp_path / "run" / BEST)
+    train_tiny(tmp_path / "run", tiny_config(2, "v4"))
+    assert loaded(tmp_path / "run", BEST).seed == 0
+    assert loaded(tmp_path / "run").best["epoch"] == 2
 
 
 def test_what_a_loss_does_not_show_is_looked_at_too(tmp_path, monkeypatch):
@@ -580,9 +628,8 @@ def test_a_full_disk_is_told_by_the_scalars_too(tmp_path, monkeypatch):
 
     with monkeypatch.context() as broken:
         broken.setattr("tensorboardX.record_writer.RecordWriter.flush", flush)
-        with pytest.raises(RunError, match=r"No space left on device; last\.safetensors there is of epoch 1"):
+        with pytest.raises(RunError, match=r"tensorboard: No space left on device; no checkpoint was written yet"):
             train_tiny(tmp_path / "later", config)
-    assert loaded(tmp_path / "later").position.epoch == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tensorboard").write_text("somebody's")
     with pytest.raises(RunError, match=r"cannot write .*tensorboard: File exists"):

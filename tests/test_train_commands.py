@@ -50,10 +50,11 @@ def trained(tmp_path_factory):
     """A folder that ``convbench train`` filled: two epochs of ten photo crops on V4."""
     out = tmp_path_factory.mktemp("trained") / "run"
     code = "from bench.cli import main; main()"
-    options = ["--samples", "10", "--held-out", "5", "--batch-size", "4", "--epochs", "2", "--data", "photos"]
+    options = ["--samples", "10", "--held-out", "5", "--batch-size", "4", "--epochs", "2"]
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "--out", str(out), "--device", "cpu", *options],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=out.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out, done
@@ -131,7 +132,7 @@ BAD = {
     "encode with a negative seed": (["encode", "GOOD", "--out", "l.npy", "--seed", "-1"], ["seed -1"]),
     "encode in impossible batches": (
         ["encode", "GOOD", "--out", "l.npy", "--data", "photos", "--batch-size", "1000000000"],
-        ["not enough memory", "smaller --batch-size"],
+        ["not enough memory", "smaller batches"],
     ),
     "encode a name that is too long": (["encode", "n" * 300, "--out", "l.npy"], ["File name too long"]),
     "train in a name that is too long": (["train", "--out", "n" * 300], ["File name too long"]),
@@ -355,7 +356,8 @@ def test_a_run_is_taken_up_as_it_was_begun(tmp_path, convbench):
         "epochs": 1, "checkpoint_steps": 1, "data": str(tmp_path / "p.npy"), "data_dir": str(Path("data").resolve()),
     }  # fmt: skip
     save_checkpoint(replace(kept, asked={**kept.asked, "epochs": 3}), out / LAST)  # as if it had been stopped
-    code, printed, errors = convbench("train", "--resume", "--out", out, "--device", "cpu")
+    assert kept.device == "cpu"
+    code, printed, errors = convbench("train", "--resume", "--out", out)
     assert (code, errors) == (0, "")
     assert "7 pictures from" in printed
     assert "1 threads" in printed
@@ -363,11 +365,24 @@ def test_a_run_is_taken_up_as_it_was_begun(tmp_path, convbench):
     assert load_checkpoint(out / LAST, ARCHITECTURE).position.epoch == 3
 
 
+def test_a_run_on_photographs_stays_there(trained, tmp_path, monkeypatch, convbench):
+    """It was begun where there was no CIFAR-10, and is taken up where there is."""
+    monkeypatch.chdir(tmp_path)
+    write_batches(Path("data"))
+    Path("run").mkdir()
+    kept = load_checkpoint(trained[0] / LAST, ARCHITECTURE)
+    assert kept.asked["data"] == "photos"
+    save_checkpoint(replace(kept, asked={**kept.asked, "data_dir": str(Path("data").resolve())}), Path("run") / LAST)
+    code, printed, errors = convbench("train", "--resume", "--out", "run", "--epochs", "2")
+    assert (code, errors) == (0, "")
+    assert "photo crops" in printed
+
+
 def test_other_peoples_files_are_not_written_over(tmp_path, convbench):
     (tmp_path / "loss.png").write_text("mine")
     code, _, errors = convbench("train", "--out", tmp_path, "--data", "photos")
     assert (code, errors.count("\n")) == (2, 1)
-    assert "has loss.png already" in errors
+    assert "has loss.png already, which would be written over: choose another --out" in errors
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
