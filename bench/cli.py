@@ -24,7 +24,6 @@ from bench.options import (
     MathOption,
     Threads,
     check_learning_rate,
-    check_number,
     check_threads,
     choose,
     find_backends,
@@ -40,6 +39,7 @@ from common.architecture import autoencoder
 from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures, photo_crops
 from common.device import DEVICES, device_status, probe_gpu, usable_cores
 from common.errors import UsageError
+from common.validation import check_number
 from versions.registry import find
 
 DEFAULT_SAMPLES = {"cpu": 128, "gpu": 50_000}
@@ -165,16 +165,9 @@ def layers_command(
     infos, status, threads = choose(backend, device, math, threads, again=True)
     rounds = rounds or LAYER_ROUNDS[status.device]
     config = RunConfig(
-        infos,
-        status.device,
-        math,
-        rounds,
-        batch_size,
-        learning_rate=0.001,
-        seed=seed,
-        threads=threads,
+        infos, status.device, math, rounds, batch_size, learning_rate=0.001, seed=seed, threads=threads,
         samples=batch_size,
-    )
+    )  # fmt: skip
     images = photo_crops(layer_runner.BATCHES * batch_size, seed)
     runs = prepare_folder(out)
 

@@ -38,7 +38,7 @@ from rich.table import Table
 from bench.environment import describe_environment
 from bench.layers import SCHEMA as LAYERS_SCHEMA
 from bench.layers import LayerSummary, read_layers, summarise_layers
-from bench.options import MATHS, TABLE_COLUMNS, check_number, run_script
+from bench.options import MATHS, TABLE_COLUMNS, run_script
 from bench.records import SCHEMA as RUN_SCHEMA
 from bench.records import RunRecord, prepare_folder, read_json_object, read_record, start_time, summarise
 from common.architecture import autoencoder
@@ -46,6 +46,7 @@ from common.dataset import SOURCES
 from common.device import ROOT, child_environment, choose_device, usable_cores
 from common.errors import UsageError
 from common.files import replace_file
+from common.validation import check_number
 from versions.registry import BASELINE, names
 
 SCHEMA = "convbench-campaign/1"
@@ -321,11 +322,9 @@ def _sanitize(campaign: Campaign, part: Part) -> None:
                 refused.append(f"{check}: {SANITIZER} does not support this device, not measured")
                 break
             else:
-                why = (
-                    "errors, see the log"
-                    if code == MISSED
-                    else f"{_ended(campaign, code)}: {_last_line(campaign, part)}"
-                )
+                why = "errors, see the log"
+                if code != MISSED:
+                    why = f"{_ended(campaign, code)}: {_last_line(campaign, part)}"
                 wrong.append(f"{check} of {name}: {why}")
             part.words = "; ".join([*wrong, *refused, f"clean: {', '.join(clean) or 'none'}"])
             if code is None:

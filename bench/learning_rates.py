@@ -17,13 +17,14 @@ import numpy as np
 import typer
 
 from bench.environment import describe_environment, worker_environment
-from bench.options import check_learning_rate, check_number, check_threads, run_script
+from bench.options import check_learning_rate, check_threads, run_script
 from bench.records import prepare_folder, start_time, write_json
 from bench.train import psnr_db
 from common.architecture import autoencoder
 from common.network import Network, initial_parameters
 from common.training import Evaluator, Trainer, mean_loss
 from common.training_data import TrainingData, load_training_data
+from common.validation import check_number
 from versions.registry import BackendInfo, find
 
 SCHEMA = "convbench-learning-rates/1"

@@ -40,12 +40,6 @@ def choose(
     return infos, choose_device(device), threads
 
 
-def check_number(name: str, value: int | None, least: int) -> None:
-    """Raise UsageError for a number that is too small; None is a default yet to come."""
-    if value is not None and value < least:
-        raise UsageError(f"{name} {value}: must {f'be at least {least}' if least else 'not be negative'}")
-
-
 def check_learning_rate(value: float | None) -> None:
     """Raise UsageError for a learning rate that is not positive, or that float32 cannot hold."""
     if value is not None and not np.finfo(np.float32).tiny <= value <= np.finfo(np.float32).max:

@@ -198,7 +198,7 @@ class TrainingRun:
                 break
             due = config.checkpoint_steps and trainer.steps_done % config.checkpoint_steps == 0
             if due or self.stopping or perf_counter() - self._saved_at > CHECKPOINT_S:
-                self._save_within(losses)
+                self._save_within()
             if self.stopping:
                 return False
         self._end_epoch(losses, pace / taken)
@@ -228,7 +228,7 @@ class TrainingRun:
             f"{', with --resume to go on from there' if self.saved else ''}"
         )
 
-    def _save_within(self, losses: np.ndarray) -> None:
+    def _save_within(self) -> None:
         """Write ``last.safetensors`` within an epoch, unless training goes to pieces: the one before is then better.
 
         A loss is of the parameters before its step, so what the last step made of them shows only in the next one's.

@@ -30,7 +30,6 @@ from bench.options import (
     MathOption,
     Threads,
     check_learning_rate,
-    check_number,
     check_threads,
     choose,
     wide_console,
@@ -46,6 +45,7 @@ from common.network import Network
 from common.picture_files import first_pictures
 from common.training import Pictures, forward_batches
 from common.training_data import count_of, load_labelled, load_split, load_training_data
+from common.validation import check_number
 from versions.registry import BackendInfo, find
 
 DEFAULT_BACKEND = "v4"

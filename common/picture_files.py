@@ -77,14 +77,21 @@ class PictureFiles:
 
     def load(self) -> np.ndarray:
         """Copy all of them into memory."""
-        images = np.empty((len(self), *self.shape), np.uint8)
-        self.gather(np.arange(len(self)), images)
-        return images
+        return chosen_pictures(self, np.arange(len(self)))
 
 
 def first_pictures(pictures: np.ndarray | PictureFiles, count: int) -> np.ndarray:
     """The first ``count`` pictures, in memory."""
-    return pictures[:count] if isinstance(pictures, np.ndarray) else pictures.part(0, count).load()
+    return chosen_pictures(pictures, np.arange(count))
+
+
+def chosen_pictures(pictures: np.ndarray | PictureFiles, indices: np.ndarray) -> np.ndarray:
+    """The pictures of these numbers (n,), copied into memory."""
+    if isinstance(pictures, np.ndarray):
+        return pictures[indices]
+    out = np.empty((len(indices), *pictures.shape), np.uint8)
+    pictures.gather(indices, out)
+    return out
 
 
 def open_cifar10(folder: Path, split: str) -> PictureFiles:

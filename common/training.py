@@ -101,12 +101,8 @@ class Trainer:
         """The loss of the step that comes next, with the parameters as they are; nothing is learned from it."""
         if self.steps_done == 0:
             self._begin_epoch()
-        network, backend = self.network, self.network.backend
-        images, order, start, n = self._batches.batch(self.steps_done)
-        picture = network.views(n).picture
-        backend.gather_batch(images, order, start, picture)
-        prediction = network.forward(n)
-        backend.mse_loss(prediction, picture, prediction, self._peeked, 0)
+        backend = self.network.backend
+        _forward_loss(self.network, *self._batches.batch(self.steps_done), self._peeked, 0)
         backend.synchronize()
         return float(backend.read(self._peeked)[0])
 
@@ -191,13 +187,19 @@ class Evaluator:
         """Over every value of every picture."""
         network, backend = self.network, self.network.backend
         for index in range(self._batches.count):
-            images, order, start, n = self._batches.batch(index)
-            picture = network.views(n).picture
-            backend.gather_batch(images, order, start, picture)
-            prediction = network.forward(n)
-            backend.mse_loss(prediction, picture, prediction, self._losses, index)
+            _forward_loss(network, *self._batches.batch(index), self._losses, index)
         backend.synchronize()
         return mean_loss(backend.read(self._losses), self.samples, network.batch_size)
+
+
+def _forward_loss(
+    network: Network, images: Buffer, order: Buffer, start: int, n: int, losses: Buffer, index: int
+) -> None:
+    """Write the loss of pictures ``order[start:start + n]`` into ``losses[index]``; nothing is learned from it."""
+    picture = network.views(n).picture
+    network.backend.gather_batch(images, order, start, picture)
+    prediction = network.forward(n)
+    network.backend.mse_loss(prediction, picture, prediction, losses, index)
 
 
 # Batches ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import psutil
 
 from common.dataset import FILES, SOURCES, choose_folder, cifar10_files, labelled_crops, read_cifar10
 from common.errors import UsageError
-from common.picture_files import PictureFiles, open_cifar10, open_npy
+from common.picture_files import PICTURE, PictureFiles, chosen_pictures, open_cifar10, open_npy
 from common.training import Pictures
+from common.validation import check_number
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 5, 10_000  # by default one picture is held out for five that are learned from
 CROPS = 50_000  # as many as CIFAR-10 has
@@ -38,12 +40,7 @@ class TrainingData:
         digest = sha256()
         for part in filter(lambda part: part is not None, (self.train, self.held_out)):
             chosen = np.unique(np.linspace(0, len(part) - 1, min(len(part), DIGESTED)).astype(np.int64))
-            pictures = np.empty((len(chosen), *part.shape[-3:]), np.uint8)
-            if isinstance(part, PictureFiles):
-                part.gather(chosen, pictures)
-            else:
-                pictures[:] = part[chosen]
-            digest.update(f"{len(part)}:".encode() + pictures.tobytes())
+            digest.update(f"{len(part)}:".encode() + chosen_pictures(part, chosen).tobytes())
         return {"source": self.source, "held_out": count_of(self.held_out), "sha256": digest.hexdigest()}
 
 
@@ -69,8 +66,8 @@ def load_training_data(
     if they would take more than half of ``room_bytes``, by default of the free memory. Raises UsageError for unknown
     sources, damaged files, and more pictures than there are.
     """
-    _check_count("samples", samples, 1)
-    _check_count("held-out pictures", held_out, 0)
+    check_number("samples", samples, 1)
+    check_number("held-out pictures", held_out, 0)
     room = MEMORY_SHARE * (psutil.virtual_memory().available if room_bytes is None else room_bytes)
     if source.endswith(".npy"):
         return _from_array(Path(source), samples, held_out, 0 if stream else room)
@@ -96,7 +93,7 @@ def load_split(source: str, data_dir: Path, split: str | None, count: int | None
     ``source`` is as in ``load_training_data``. An array has no splits: its pictures are taken from the first on. All
     there are by default, of crops 10,000. Raises UsageError for more than there are, and for a split of an array.
     """
-    _check_count("samples", count, 1)
+    check_number("samples", count, 1)
     if source.endswith(".npy"):
         if split is not None:
             raise UsageError(f"{source} has no splits: leave --split out, and its pictures are taken from the first on")
@@ -113,16 +110,11 @@ def load_split(source: str, data_dir: Path, split: str | None, count: int | None
 
 def load_labelled(source: str, data_dir: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Pictures (N, 3, 32, 32) uint8 of one split and their labels (N,): CIFAR-10's classes, or which photograph."""
-    _check_count("samples", count, 1)
+    check_number("samples", count, 1)
     if source.endswith(".npy"):
         raise UsageError(f"{source} has no labels: choose from {', '.join(SOURCES)}")
     folder = choose_folder(source, data_dir)
     return labelled_crops(count, seed, split) if folder is None else read_cifar10(folder, split, count)
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UsageError(f"{name} {value}: must be at least {least}")
 
 
 def _from_cifar10(folder: Path, samples: int | None, held_out: int | None, room: float) -> TrainingData:
@@ -131,7 +123,7 @@ def _from_cifar10(folder: Path, samples: int | None, held_out: int | None, room:
     if held_out is None:
         held_out = min(_default_held_out(samples), sum(cifar10_files(folder, "test").values())) if has_test else 0
     wanted = {"train": samples, "test": held_out}
-    if 3072 * (samples + held_out) > room:
+    if prod(PICTURE) * (samples + held_out) > room:
         parts = {split: _first(open_cifar10(folder, split), count, folder) for split, count in wanted.items() if count}
     else:
         parts = {split: read_cifar10(folder, split, count)[0] for split, count in wanted.items() if count}

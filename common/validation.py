@@ -1,4 +1,4 @@
-"""What readers of results files and checkpoints share: conditions on their content, and how it is said if not met."""
+"""Conditions on what is given, the content of files and the numbers of options, and how it is said if not met."""
 
 from __future__ import annotations
 
@@ -42,3 +42,9 @@ def is_number(value: Any) -> bool:
 def is_count(value: Any) -> bool:
     """Whether it is a whole number that is not negative; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_number(name: str, value: int | None, least: int) -> None:
+    """Raise UsageError for a number that is too small; None is a default yet to come."""
+    if value is not None and value < least:
+        raise UsageError(f"{name} {value}: must {f'be at least {least}' if least else 'not be negative'}")
