@@ -1,9 +1,9 @@
-"""Takes the training step of every version apart: verifies, measures the ceilings, times in turn, judges.
+"""Takes the training step of every version apart: verifies, measures the ceilings, times by turns, judges.
 
 Each version is verified in one process and timed in another, so that the peak of its memory is that of training. The
-n-th steps of all versions follow one another, forth and back in turn. Whole steps and watched steps of a version
-alternate, so that what slows the machine down slows both. Afterwards a version has to show that it still computes: it
-takes a step from poisoned outputs, and its losses agree with the others'.
+n-th steps of all versions follow one another, in an order that is shuffled each time. Whole steps and watched steps of
+a version alternate, so that what slows the machine down slows both. Afterwards a version has to show that it still
+computes: it takes a step from poisoned outputs, and its losses agree with the others'.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from bench.runner import (
     ask_ceilings,
     close_all,
     first_apart,
+    shuffled,
     sigint_ignored,
     verify_rows,
 )
@@ -40,6 +41,7 @@ from common.verify import FULL_STEP_TOLERANCE
 MODULE = "bench.layer_worker"
 BATCHES = 4  # of pictures, taken in turn
 NOTES = {
+    "order": "whose step followed whose: a list for every round, shuffled anew each time",
     "step_s": "whole training steps with no clock inside; on a GPU the mean of ten queued together",
     "operations": "seconds in other steps, clocked inside; on a GPU between events of the stream",
     "stage_forward_rest": "what a version that puts a stage together itself does there outside the operations named",
@@ -117,7 +119,7 @@ def measure_layers(config: RunConfig, images: np.ndarray, command_line: list[str
             pictures = Path(scratch) / "images.npy"
             np.save(pictures, images)
             before = conditions(config.device)
-            _time(config, rows, workers, pictures, report)
+            record["order"] = _time(config, rows, workers, pictures, report)
             after = conditions(config.device)
         close_all(workers)
         for row in rows:
@@ -160,7 +162,11 @@ def higher(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[di
     return [ceilings.higher(one, other) for one, other in zip(first, second, strict=True)]
 
 
-def _time(config: RunConfig, rows: list[LayerRow], workers: dict[str, Worker], pictures: Path, report: Report) -> None:
+def _time(
+    config: RunConfig, rows: list[LayerRow], workers: dict[str, Worker], pictures: Path, report: Report
+) -> list[list[str]]:
+    """Enter every row's times; returns the rows' ids as they were timed, a list for every round."""
+    order = []
     for row in rows:
         if row.verified:
             report(f"{row.id}: compiling")
@@ -168,18 +174,20 @@ def _time(config: RunConfig, rows: list[LayerRow], workers: dict[str, Worker], p
             answer = _ask(row, workers, "start")
             if answer:
                 row.memory["peak"] = answer["memory"]
-    for turn in range(config.epochs):
-        for row in rows if turn % 2 == 0 else reversed(rows):
-            if row.id in workers:
-                report(f"{row.id}: round {turn + 1} of {config.epochs}")
-                answer = _ask(row, workers, "step")
-                if answer:
-                    enter_times(row, answer)
+    for number in range(config.epochs):
+        turn = shuffled([row for row in rows if row.id in workers])
+        order.append([row.id for row in turn])
+        for row in turn:
+            report(f"{row.id}: round {number + 1} of {config.epochs}")
+            answer = _ask(row, workers, "step")
+            if answer:
+                enter_times(row, answer)
     for row in rows:
         if row.id in workers:
             answer = _ask(row, workers, "finish")
             if answer and answer["unwritten"]:
                 row.reason = f"suspicious: outputs equal to the poison: {', '.join(answer['unwritten'])}"
+    return order
 
 
 def _ask(row: LayerRow, workers: dict[str, Worker], command: str) -> dict[str, Any] | None:

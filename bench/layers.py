@@ -17,7 +17,7 @@ from typing import Any
 from bench.ceilings import SPEEDS, Ceilings
 from bench.environment import machine_slug
 from bench.operations import WHOLE_STEP, Operation, step_operations
-from bench.records import read_json, write_json
+from bench.records import check_order, read_json, write_json
 from bench.statistics import NOISY_SPREAD, spread
 from common.architecture import Architecture, autoencoder
 from common.backend import Device
@@ -273,6 +273,7 @@ def _check(record: dict[str, Any]) -> None:
     want(isinstance(record["rows"], list) and bool(record["rows"]), "it has no rows")
     ids = [row["id"] for row in record["rows"]]
     want(len(set(ids)) == len(ids), "two rows have the same id")
+    check_order(record.get("order", []), set(ids))
     for row in record["rows"]:
         _check_row(row, maths)
 

@@ -75,10 +75,13 @@ class RunRecord:
     conditions: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     originals_png: str | None = None
+    order: list[list[str]] = field(default_factory=list)
+    """Ids of the rows as they were timed, a list for each round of timed epochs; empty in older files."""
     notes: dict[str, str] = field(
         default_factory=lambda: {
             "first_epoch_s": "the warm-up epoch, compilation included; kept apart from epoch_s",
             "epoch_s": "every timed epoch: shuffle, gather and all steps, synchronised at both ends",
+            "order": "whose epoch followed whose: a list for every timed epoch, shuffled anew each time",
             "loss": "mean squared error of each epoch, the warm-up epoch first",
             "peak_bytes": "CPU: largest resident set of its process; GPU: device memory added by its first epoch",
         }
@@ -113,8 +116,8 @@ def summarise(rows: list[Row], baseline: str) -> list[Summary]:
     """Summaries of the finished rows, in order.
 
     The baseline is the finished row of that backend, or else the first finished row of a version. The speedup is the
-    ratio of medians; its interval comes from epochs drawn together, since the n-th epochs of all rows ran next to each
-    other. A row on another device or in other arithmetic than the baseline's has none.
+    ratio of medians; its interval takes epochs in pairs, since the n-th epochs of all rows ran next to each other. A
+    row on another device or in other arithmetic than the baseline's has none.
     """
     finished = [row for row in rows if row.finished]
     base = next((row for row in finished if row.backend == baseline), None)
@@ -233,6 +236,13 @@ def read_record(path: Path) -> RunRecord:
     return record
 
 
+def check_order(order: Any, ids: set[str]) -> None:
+    """Raise unless ``order`` is a list of lists that name rows, none of them twice."""
+    want(isinstance(order, list) and all(isinstance(turn, list) for turn in order), "the order must be a list of lists")
+    for turn in order:
+        want(len({*turn}) == len(turn) and {*turn} <= ids, "the order must name rows, each once a turn")
+
+
 def _check(record: RunRecord) -> None:
     """Raise unless everything that tables and charts read is there and of its kind."""
     for mapping, texts, counts in (
@@ -249,6 +259,7 @@ def _check(record: RunRecord) -> None:
     want(len({row.id for row in record.rows}) == len(record.rows), "two rows have the same id")
     want(all(isinstance(text, str) for text in record.warnings), "warnings must be texts")
     want(isinstance(record.conditions, dict), "conditions must be a mapping")
+    check_order(record.order, {row.id for row in record.rows})
     if record.ceilings is not None:
         for key in SPEEDS:
             want(is_number(record.ceilings[key]) and record.ceilings[key] > 0, f"{key} must be a speed")

@@ -114,6 +114,11 @@ class Source:
         return f"{machine_words(self.part('environment'))}, {date}"
 
     @property
+    def shuffled(self) -> bool:
+        """Whether its rows were timed in an order of its own each time; older files' were in a fixed one."""
+        return bool(self.part("order"))
+
+    @property
     def commit(self) -> str:
         """With a word where the code was not the commit's."""
         environment = self.part("environment")

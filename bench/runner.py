@@ -1,10 +1,11 @@
-"""A run: verify every version, warm each up, then time their epochs in turn.
+"""A run: verify every version, warm each up, then time their epochs by turns.
 
 Each version is verified in one process and timed in another, so that the first epoch it is timed in compiles from
 nothing. Verification is not timed, so two versions are verified at once; nothing runs beside a timed epoch. The n-th
-epochs of all versions follow one another, forth and back in turn, so that a machine that slows down slows all of them.
-A version that is asked for twice has two rows: whatever they differ by is noise. What the machine can do at best is
-measured before the first epoch and after the last; a row that claims more is not believed.
+epochs of all versions follow one another, so that a machine that slows down slows all of them, in an order that is
+shuffled each time, so that load that comes and goes favours none. A version that is asked for twice has two rows:
+whatever they differ by is noise. What the machine can do at best is measured before the first epoch and after the last;
+a row that claims more is not believed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import random
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +44,7 @@ LOSS_TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2}
 """How far, relatively, the mean losses of an epoch may lie apart."""
 
 Report = Callable[[str], None]
+RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True)
@@ -342,13 +345,22 @@ def _time(
         if epoch and config.time_limit_s is not None and perf_counter() - begun > config.time_limit_s:
             record.warnings.append(f"time was up: {epoch} of {config.epochs} epochs")
             break
-        # Forth and back, so that none is always timed after the same other one.
-        for row in rows if epoch % 2 == 0 else reversed(rows):
-            if row.id in workers:
-                report(f"{row.id}: epoch {epoch + 1} of {config.epochs}")
-                _epoch(row, workers)
+        turn = shuffled([row for row in rows if row.id in workers])
+        record.order.append([row.id for row in turn])
+        for row in turn:
+            report(f"{row.id}: epoch {epoch + 1} of {config.epochs}")
+            _epoch(row, workers)
     record.conditions = {"before": before, "after": conditions(config.device)}
     _compare_losses(rows)
+
+
+def shuffled(rows: list[RowT]) -> list[RowT]:
+    """The rows in an order drawn anew at every call, from the system's entropy.
+
+    That makes either order of two rows as likely, on which ``statistics.ratio_interval`` rests. A fixed order would not
+    do: forth and back, say, times a row twice in a row, and one burst of load then spoils two of its samples.
+    """
+    return random.SystemRandom().sample(rows, len(rows))
 
 
 def _compare_losses(rows: list[Row]) -> None:

@@ -416,6 +416,7 @@ def test_a_measurement_from_end_to_end(measured, tmp_path):
     assert [one["id"] for one in found["rows"]] == ["v2", "v4", "v4#2"]
     assert [one["reason"] for one in found["rows"]] == ["", "", ""]
     assert all(len(one["step_s"]) == 2 for one in found["rows"])
+    assert [sorted(turn) for turn in found["order"]] == [["v2", "v4", "v4#2"]] * 2
     assert all(worker.closed for worker in FakeWorker.started)
     timed = [worker for worker in FakeWorker.started if worker.module == "bench.layer_worker"]
     assert [worker.name for worker in timed] == ["v2", "v4", "v4"]
@@ -502,6 +503,8 @@ def test_a_file_is_never_overwritten(tmp_path):
         (("warnings",), "text", "warnings"),
         (("rows",), [], "no rows"),
         (("rows", 1, "id"), "v2", "same id"),
+        (("order",), [["v2", "v3"]], "the order must name rows"),
+        (("order",), {}, "the order must be a list"),
         (("rows", 0, "label"), None, "must be texts"),
         (("rows", 0, "verified"), False, "was not verified"),
         (("rows", 0, "step_s"), [-1.0], "a time that is none"),

@@ -47,7 +47,8 @@ def test_speedups_are_ratios_of_medians():
 
 
 def test_with_epochs_enough_there_is_an_interval():
-    _, fast = summarise([row("v1", [8.0, 10.0, 12.0, 9.0, 11.0]), row("v4", [2.0, 2.5, 2.0, 2.2, 2.1])], "v1")
+    rows = [row("v1", [8.0, 10.0, 12.0, 9.0, 11.0, 10.0]), row("v4", [2.0, 2.5, 2.0, 2.2, 2.1, 2.1])]
+    _, fast = summarise(rows, "v1")
     low, high = fast.interval
     assert 3.5 < low < fast.speedup < high < 6.1
 
@@ -126,6 +127,10 @@ def test_files_that_are_not_results_are_refused(tmp_path, text, message):
         (("rows", 0, "loss"), "none"),
         (("rows", 0, "images_per_s"), None),
         (("config", "samples"), "many"),
+        (("order",), "v1"),
+        (("order",), ["v1"]),
+        (("order",), [["v9"]]),
+        (("order",), [["v1", "v1"]]),
     ],
     ids=lambda part: str(part),
 )

@@ -113,7 +113,7 @@ def test_a_file_of_the_first_schema(tmp_path):
 def test_few_epochs_have_no_interval(tmp_path):
     words = words_of(tmp_path, row("v1", 4.0, epochs=3), row("v2", 2.0, epochs=3))
     assert (
-        "2 times as fast as v1 example (NHWC) with 4 s (3 epochs are too few for an interval, which takes 5)" in words
+        "2 times as fast as v1 example (NHWC) with 4 s (3 epochs are too few for an interval, which takes 6)" in words
     )
 
 

@@ -1,8 +1,11 @@
 """Intervals that hold what they say, and no interval where there is too little to say it."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
+from bench.runner import shuffled
 from bench.statistics import FEWEST_SAMPLES, ratio_interval, spread
 
 
@@ -28,6 +31,53 @@ def test_what_slows_both_widens_no_paired_interval():
     low, high = ratio_interval(2 * common, common, paired=False)
     assert low < 1.7
     assert high > 2.3
+
+
+def busy_epochs(rng, orders, work_s=0.4, slower=2.3):
+    """Epochs of two equal rows in seconds, (2, rounds), beside a load that comes and goes for up to two seconds."""
+    busy, left_s = False, rng.uniform(0, 2)
+    epoch_s = np.zeros((2, len(orders)))
+    for i, order in enumerate(orders):
+        for row in order:
+            left = work_s * rng.uniform(1, 1.02)
+            while left > 0:
+                pace = slower if busy else 1.0
+                passed_s = min(left * pace, left_s)
+                epoch_s[row, i] += passed_s
+                left -= passed_s / pace
+                left_s -= passed_s
+                if left_s <= 0:
+                    busy, left_s = not busy, rng.uniform(0, 2)
+    return epoch_s
+
+
+@pytest.mark.parametrize("rounds", [6, 10])
+def test_equals_beside_bursts_of_load_are_not_told_apart(rounds):
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(300):
+        first, second = busy_epochs(rng, [rng.permutation(2) for _ in range(rounds)])
+        low, high = ratio_interval(first, second, paired=True)
+        held += low <= 1 <= high
+    assert held >= 285
+
+
+def test_an_interval_takes_in_that_of_the_sign_test():
+    # As measured: ten epochs of two rows of the same version. Seven pairs lie on one side, as chance has it often.
+    first = [0.4, 0.41, 0.41, 0.4, 0.4, 0.73, 0.4, 0.41, 0.4, 0.4]
+    second = [0.67, 0.81, 0.4, 0.53, 0.39, 0.63, 0.81, 0.73, 0.66, 0.85]
+    _, high = ratio_interval(first, second, paired=True)
+    assert high == pytest.approx(0.4 / 0.39)
+    _, high = ratio_interval(first, second, paired=False)
+    assert high < 1
+
+
+def test_every_order_is_as_likely():
+    rows = ["v1", "v2", "v3"]
+    orders = Counter(tuple(shuffled(rows)) for _ in range(1200))
+    assert len(orders) == 6
+    assert all(120 < count < 280 for count in orders.values())
+    assert rows == ["v1", "v2", "v3"]
 
 
 def test_too_few_samples_have_no_interval():

@@ -32,4 +32,5 @@ def test_no_round_is_begun_when_time_is_up(monkeypatch, limit, rounds):
     record = RunRecord({}, {}, rows, "")
     runner._time(config, record, {}, None, lambda what: None, begun=now)
     assert [len(row.epoch_s) for row in rows] == [rounds] * 2
+    assert [sorted(turn) for turn in record.order] == [["v1", "v4"]] * rounds
     assert record.warnings == ([] if rounds == 5 else [f"time was up: {rounds} of 5 epochs"])
