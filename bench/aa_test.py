@@ -25,7 +25,7 @@ import typer
 from bench.environment import describe_environment, usable_cores
 from bench.options import run_script
 from bench.records import prepare_folder, read_record, start_time, summarise, write_json
-from bench.statistics import FEWEST_SAMPLES
+from bench.statistics import FEWEST_PAIRS
 from common.device import child_environment
 from versions.registry import find
 
@@ -36,7 +36,7 @@ def measure(
     runs: Annotated[int, typer.Option(help="Runs of two rows each.", min=1)] = 20,
     backend: Annotated[str, typer.Option(help="The version.")] = "v4",
     samples: Annotated[int, typer.Option(help="Pictures an epoch.", min=1)] = 64,
-    epochs: Annotated[int, typer.Option(help="Timed epochs of each row.", min=FEWEST_SAMPLES)] = 10,
+    epochs: Annotated[int, typer.Option(help="Timed epochs of each row.", min=FEWEST_PAIRS)] = 10,
     load: Annotated[int, typer.Option(help="Processes that keep a core busy now and then.", min=0)] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of all runs.")] = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Takes the training step of every version apart: verifies, measures the ceilings, times by turns, judges.
+"""Takes the training step of every version apart: verifies, measures the ceilings, times in turn, judges.
 
 Each version is verified in one process and timed in another, so that the peak of its memory is that of training. The
 n-th steps of all versions follow one another, in an order that is shuffled each time. Whole steps and watched steps of
@@ -166,7 +166,7 @@ def _time(
     config: RunConfig, rows: list[LayerRow], workers: dict[str, Worker], pictures: Path, report: Report
 ) -> list[list[str]]:
     """Enter every row's times; returns the rows' ids as they were timed, a list for every round."""
-    order = []
+    order: list[list[str]] = []
     for row in rows:
         if row.verified:
             report(f"{row.id}: compiling")
@@ -175,9 +175,9 @@ def _time(
             if answer:
                 row.memory["peak"] = answer["memory"]
     for number in range(config.epochs):
-        turn = shuffled([row for row in rows if row.id in workers])
-        order.append([row.id for row in turn])
-        for row in turn:
+        order.append([])
+        for row in shuffled([row for row in rows if row.id in workers]):
+            order[-1].append(row.id)
             report(f"{row.id}: round {number + 1} of {config.epochs}")
             answer = _ask(row, workers, "step")
             if answer:

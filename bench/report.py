@@ -64,6 +64,7 @@ from bench.report_words import (
     seconds,
     summary_paragraphs,
 )
+from bench.statistics import FEWEST_PAIRS
 from common.errors import UsageError
 from common.files import create_file, replace_file
 from versions.registry import BASELINE
@@ -304,7 +305,7 @@ def render(sources: list[Source]) -> str:
     levels = greys("".join(chart.drawings for part in (*page.runs, *page.layers) for chart in _charts(part)))
     page.light = LIGHT | {f"grey-{level:02x}": mixed(level, **LIGHT) for level in levels}
     page.dark = DARK | {f"grey-{level:02x}": mixed(level, **DARK) for level in levels}
-    return environment.get_template("report.html.j2").render(page=page)
+    return environment.get_template("report.html.j2").render(page=page, fewest_pairs=FEWEST_PAIRS)
 
 
 def _charts(part: RunPart | LayersPart) -> list[Chart]:

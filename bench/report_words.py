@@ -13,7 +13,7 @@ from typing import Any
 from bench.charts import row_label
 from bench.records import Row, RunRecord, Summary, summarise
 from bench.report_charts import LossDifference
-from bench.statistics import FEWEST_SAMPLES, NOISY_SPREAD, ratio_interval
+from bench.statistics import FEWEST_PAIRS, NOISY_SPREAD, ratio_interval
 from versions.registry import BASELINE
 
 NBSP = "\u00a0"  # between a number and its unit
@@ -136,7 +136,7 @@ def _sureness(above: Summary, below: Summary) -> tuple[str, bool]:
     if interval is None:
         count = min(len(above.row.epoch_s), len(below.row.epoch_s))
         epochs = f"{count} epoch{'s are' if count > 1 else ' is'} too few for an interval"
-        return f"{epochs}, which takes {FEWEST_SAMPLES}", True
+        return f"{epochs}, which takes {FEWEST_PAIRS}", True
     low, high = interval
     return f"95{NBSP}% interval: {ratio(low)} to {ratio(high)}", not low <= 1 <= high
 

@@ -1,4 +1,4 @@
-"""A run: verify every version, warm each up, then time their epochs by turns.
+"""A run: verify every version, warm each up, then time their epochs in turn.
 
 Each version is verified in one process and timed in another, so that the first epoch it is timed in compiles from
 nothing. Verification is not timed, so two versions are verified at once; nothing runs beside a timed epoch. The n-th
@@ -345,11 +345,11 @@ def _time(
         if epoch and config.time_limit_s is not None and perf_counter() - begun > config.time_limit_s:
             record.warnings.append(f"time was up: {epoch} of {config.epochs} epochs")
             break
-        turn = shuffled([row for row in rows if row.id in workers])
-        record.order.append([row.id for row in turn])
-        for row in turn:
+        record.order.append([])
+        for row in shuffled([row for row in rows if row.id in workers]):
             report(f"{row.id}: epoch {epoch + 1} of {config.epochs}")
             _epoch(row, workers)
+            record.order[-1].append(row.id)
     record.conditions = {"before": before, "after": conditions(config.device)}
     _compare_losses(rows)
 
@@ -357,8 +357,8 @@ def _time(
 def shuffled(rows: list[RowT]) -> list[RowT]:
     """The rows in an order drawn anew at every call, from the system's entropy.
 
-    That makes either order of two rows as likely, on which ``statistics.ratio_interval`` rests. A fixed order would not
-    do: forth and back, say, times a row twice in a row, and one burst of load then spoils two of its samples.
+    That makes either order of two rows as likely, on which ``statistics.ratio_interval`` rests. In an order that is
+    fixed, load can keep in step with one row; forth and back, one burst spoils two samples of the row at the turn.
     """
     return random.SystemRandom().sample(rows, len(rows))
 

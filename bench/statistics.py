@@ -8,8 +8,11 @@ from statistics import median
 import numpy as np
 
 CONFIDENCE = 0.95
-FEWEST_SAMPLES = 6
-"""Below this there is no 95 % interval: of five pairs of equals, all lie on one side one time in sixteen."""
+FEWEST_SAMPLES = 5
+"""The bootstrap of fewer, with so few different medians, is no interval of 95 %."""
+
+FEWEST_PAIRS = 6
+"""Of five pairs of equals, all lie on one side one time in sixteen; of six, in 32."""
 
 RESAMPLES = 9_999
 NOISY_SPREAD = 0.10
@@ -21,20 +24,21 @@ def spread(samples: Sequence[float]) -> float:
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], *, paired: bool) -> tuple[float, float] | None:
-    """95 % interval of median(above) / median(below); None for fewer than ``FEWEST_SAMPLES`` of either.
+    """95 % interval of median(above) / median(below); None below ``FEWEST_SAMPLES``, or ``FEWEST_PAIRS``, of either.
 
     Percentile bootstrap (scipy), its level raised for small samples as in Hesterberg, "What Teachers Should Know About
     the Bootstrap", 2015: quantiles at Phi(-sqrt(n / (n - 1)) t), t being Student's with n - 1 degrees of freedom.
     Seeded: the same samples give the same interval.
 
     ``paired`` samples were taken next to one another, in an order that was shuffled for each pair. They are drawn
-    together, so that what slowed both widens nothing. The interval then also takes in the one of the sign test for the
-    pairs' ratios (Conover, "Practical Nonparametric Statistics", section 3.2; scipy): between equals, the shuffling
-    makes either sign of a pair as likely, whatever slows the machine and for however long, which the bootstrap cannot
-    promise of few samples from a busy machine.
+    together, so that what slowed both widens nothing. The interval then also takes in that of the sign test for the
+    median of the pairs' ratios (Conover, "Practical Nonparametric Statistics", section 3.2; scipy). Of two rows that do
+    the same and are served alike, shuffling makes either one as likely to be the slower in a pair, however load comes
+    and goes; few samples from a busy machine can deceive the bootstrap. Neither knows what sets one process apart from
+    another for as long as it lives, such as where its memory lies.
     """
     n = min(len(above), len(below))
-    if n < FEWEST_SAMPLES:
+    if n < (FEWEST_PAIRS if paired else FEWEST_SAMPLES):
         return None
     from scipy import stats  # slow to import, and most commands want no interval
 

@@ -90,7 +90,7 @@ def test_too_few_samples_are_unclear_and_say_how_many_it_takes():
     found = verdict([1.0, 1.01, 1.02], [2.0, 2.01, 2.02])
     assert found.verdict == UNCLEAR
     assert found.interval is None
-    assert found.why == "3 and 3 samples are too few: 4 of each can show a difference, 6 that there is none"
+    assert found.why == "3 and 3 samples are too few: 4 of each can show a difference, 5 that there is none"
     assert verdict([1.0, 1.01, 1.02, 1.03], [2.0, 2.01, 2.02, 2.03]).verdict == SLOWER
 
 

@@ -68,7 +68,7 @@ def test_the_results_are_the_files(tmp_path):
 @pytest.fixture
 def small(tmp_path):
     """A README of its own, with a results file and its charts beside it."""
-    rows = [row("v1", [8.0] * 5), row("v4", [2.0] * 5), row("v2", [], first_epoch_s=None, reason="it | *crashed*")]
+    rows = [row("v1", [8.0] * 6), row("v4", [2.0] * 6), row("v2", [], first_epoch_s=None, reason="it | *crashed*")]
     results = write_record(record(*rows), prepare_folder(tmp_path / "results"))
     draw_charts(results, tmp_path / "results" / "charts")
     readme = tmp_path / "README.md"
