@@ -7,9 +7,14 @@ is. What the loop computes at the place in front of each row is thrown away.
 
 Forward, and backward data with filters turned by 180 degrees: a thread holds the lines of three filters' outputs in L1
 and adds the channels to them one by one; the 27 weights of a channel stay in registers, and each shifted vector of x
-is used by three filters. Backward filter: the same nine shifts, multiplied by the output gradients of two filters and
-summed along the line into eighteen sums in vector registers. A thread takes whole pictures, and the filter gradients of
-the threads are added in order.
+is used by three filters. The lines of outputs are whole vectors long, or a loop for the rest of them would keep the
+weights in registers once more, as single numbers. Vectors that find no register go to the stack, which lies elsewhere
+in every process: across two cache lines each is slow, and so were whole processes (Mytkowicz et al., "Producing Wrong
+Data Without Doing Anything Obviously Wrong!", 2009).
+
+Backward filter: the same nine shifts, multiplied by the output gradients of two filters and summed along the line into
+eighteen sums in vector registers. A thread takes whole pictures, and the filter gradients of the threads are added in
+order.
 """
 
 import numpy as np
@@ -18,6 +23,7 @@ from numba import njit, prange
 from common.architecture import TAPS, Architecture
 from common.cpu import CpuBackend
 from common.cpu_kernels import SUM_MATH, add_partials, turn_filters
+from versions.v3_direct_nchw import CPU_LINE as LINE
 from versions.v3_direct_nchw import workspace
 
 
@@ -38,10 +44,12 @@ def pad_picture(x, lines):
 
 
 @njit(fastmath=SUM_MATH)
-def add_channels(lines, channels, pitch, first, second, third, length, totals):
+def add_channels(lines, channels, plane, pitch, first, second, third, vectors, totals):
     # lines: padded planes, rows of `pitch`  first, second, third (channels*9,): the weights of three filters
-    # totals (3,length): totals[k,i] += the sum over c, r and s of filter k's [c,r,s] * line c's [i + r*pitch + s]
-    plane = length + 2 * pitch + 2
+    # totals (3,vectors*LINE), flat: totals[k,i] += the sum over c, r and s of filter k's [c,r,s] * line c's
+    # [i + r*pitch + s]
+    length = vectors * LINE
+    first_total, second_total, third_total = totals[:length], totals[length : 2 * length], totals[2 * length :]
     for channel in range(channels):
         p, q, t = first[channel * TAPS :], second[channel * TAPS :], third[channel * TAPS :]
         p0, p1, p2, p3, p4, p5, p6, p7, p8 = p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]
@@ -50,12 +58,26 @@ def add_channels(lines, channels, pitch, first, second, third, length, totals):
         a = lines[channel * plane :]
         b, c = a[pitch:], a[2 * pitch :]
         for i in range(length):
-            a0, a1, a2 = a[i], a[i + 1], a[i + 2]
-            b0, b1, b2 = b[i], b[i + 1], b[i + 2]
-            c0, c1, c2 = c[i], c[i + 1], c[i + 2]
-            totals[0, i] += p0 * a0 + p1 * a1 + p2 * a2 + p3 * b0 + p4 * b1 + p5 * b2 + p6 * c0 + p7 * c1 + p8 * c2
-            totals[1, i] += q0 * a0 + q1 * a1 + q2 * a2 + q3 * b0 + q4 * b1 + q5 * b2 + q6 * c0 + q7 * c1 + q8 * c2
-            totals[2, i] += t0 * a0 + t1 * a1 + t2 * a2 + t3 * b0 + t4 * b1 + t5 * b2 + t6 * c0 + t7 * c1 + t8 * c2
+            # One x at a time: 27 weights, three sums and this x are 31 vectors, and AVX-512 has 32 registers.
+            x = a[i]
+            y0, y1, y2 = first_total[i] + p0 * x, second_total[i] + q0 * x, third_total[i] + t0 * x
+            x = a[i + 1]
+            y0, y1, y2 = y0 + p1 * x, y1 + q1 * x, y2 + t1 * x
+            x = a[i + 2]
+            y0, y1, y2 = y0 + p2 * x, y1 + q2 * x, y2 + t2 * x
+            x = b[i]
+            y0, y1, y2 = y0 + p3 * x, y1 + q3 * x, y2 + t3 * x
+            x = b[i + 1]
+            y0, y1, y2 = y0 + p4 * x, y1 + q4 * x, y2 + t4 * x
+            x = b[i + 2]
+            y0, y1, y2 = y0 + p5 * x, y1 + q5 * x, y2 + t5 * x
+            x = c[i]
+            y0, y1, y2 = y0 + p6 * x, y1 + q6 * x, y2 + t6 * x
+            x = c[i + 1]
+            y0, y1, y2 = y0 + p7 * x, y1 + q7 * x, y2 + t7 * x
+            x = c[i + 2]
+            y0, y1, y2 = y0 + p8 * x, y1 + q8 * x, y2 + t8 * x
+            first_total[i], second_total[i], third_total[i] = y0, y1, y2
 
 
 @njit
@@ -64,10 +86,11 @@ def forward_picture(x, w, b, y, relu, lines, scratch):
     C, H, W = x.shape
     K = y.shape[0]
     pitch = W + 1
-    length = H * pitch
+    vectors = (H * pitch + LINE - 1) // LINE
+    length = vectors * LINE
     pad_picture(x, lines)
     weights = w.reshape(w.size)
-    totals = scratch[: 3 * length].reshape(3, length)
+    totals = scratch[: 3 * length]
     for k in range(0, K, 3):
         # Short of three filters the last is done again, and what comes of it is not stored.
         first = weights[k * C * TAPS :]
@@ -76,11 +99,11 @@ def forward_picture(x, w, b, y, relu, lines, scratch):
         for i in range(3):
             start = b[min(k + i, K - 1)] if b.size > 0 else np.float32(0)
             for place in range(length):
-                totals[i, place] = start
-        add_channels(lines, C, pitch, first, second, third, length, totals)
+                totals[i * length + place] = start
+        add_channels(lines, C, (H + 2) * pitch + 2, pitch, first, second, third, vectors, totals)
         for i in range(min(3, K - k)):
             for h in range(H):
-                row, total = y[k + i, h], totals[i, h * pitch :]
+                row, total = y[k + i, h], totals[i * length + h * pitch :]
                 for v in range(W):
                     # Written so that a NaN is not turned into zero.
                     row[v] = np.float32(0) if relu and total[v] <= np.float32(0) else total[v]
