@@ -22,6 +22,19 @@ from versions.registry import REGISTRY, find, names
 each_version = pytest.mark.parametrize("name", names())
 
 
+@pytest.mark.parametrize("shape", [(0,), (3,), (2, 5, 7), (64, 3, 32, 32)])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int64])
+def test_buffers_begin_with_a_cache_line(shape, dtype):
+    backend = find("v1").load("cpu")
+    for _ in range(5):
+        buffer = backend.empty(shape, dtype)
+        assert (buffer.shape, buffer.dtype) == (shape, dtype)
+        assert buffer.flags.c_contiguous
+        assert buffer.flags.writeable
+        assert buffer.ctypes.data % 64 == 0 or buffer.size == 0
+    assert backend.upload(np.full(shape, 7, dtype)).tolist() == np.full(shape, 7, dtype).tolist()
+
+
 @each_version
 def test_verified_at_the_real_shapes(name):
     checks = verify(find(name).load("cpu"), autoencoder(), batch_sizes=(64, 16))

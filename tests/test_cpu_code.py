@@ -45,6 +45,7 @@ def test_loops_are_told_from_what_is_around_them():
     ("version", "function", "signature", "products"),
     [
         ("v2_tiled_nhwc", "dot_tile", "(f, i, i, i, f, i, i, i, i, f)", 16),
+        ("v2_tiled_nhwc", "add_products", "(f, f, i, i, i, i, f)", 24),
         ("v3_direct_nchw", "add_channels", "(f, i, i, i, f, f, f, i, f)", 27),
         ("v3_direct_nchw", "add_tap_sums", "(f, i, i, f, i, i, f, i)", 18),
     ],

@@ -28,6 +28,8 @@ from versions.v2_tiled_nhwc import workspace
 
 # With at most this many channels a window (9 * C values) is short, and the vectors run along the filters.
 FEW_CHANNELS = 7
+# Floats: a vector of AVX-512, two of AVX2.
+VECTOR = 16
 
 
 @njit
@@ -92,7 +94,8 @@ def add_products(a, x, first, step, last, length, rows):
     b0, b1, b2, b3, b4, b5, b6, b7 = a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]
     c0, c1, c2, c3, c4, c5, c6, c7 = a[16], a[17], a[18], a[19], a[20], a[21], a[22], a[23]
     row_a, row_b, row_c = rows[:length], rows[length : 2 * length], rows[2 * length :]
-    for i in range(length):
+    whole = length // VECTOR * VECTOR
+    for i in range(whole):
         row_a[i] += (
             a0 * x0[i] + a1 * x1[i] + a2 * x2[i] + a3 * x3[i] + a4 * x4[i] + a5 * x5[i] + a6 * x6[i] + a7 * x7[i]
         )
@@ -102,6 +105,20 @@ def add_products(a, x, first, step, last, length, rows):
         row_c[i] += (
             c0 * x0[i] + c1 * x1[i] + c2 * x2[i] + c3 * x3[i] + c4 * x4[i] + c5 * x5[i] + c6 * x6[i] + c7 * x7[i]
         )
+    # The factors are read again: kept until now, they would have taken registers from the vectors above.
+    for i in range(whole, length):
+        for k in range(3):
+            f = a[8 * k :]
+            rows[k * length + i] += (
+                f[0] * x0[i]
+                + f[1] * x1[i]
+                + f[2] * x2[i]
+                + f[3] * x3[i]
+                + f[4] * x4[i]
+                + f[5] * x5[i]
+                + f[6] * x6[i]
+                + f[7] * x7[i]
+            )
 
 
 @njit
