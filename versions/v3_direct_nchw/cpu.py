@@ -3,14 +3,14 @@
 A picture is copied once into a thread's scratch, plane by plane, with rows of W + 1 values: one zero in front of each
 row is at the same time the right border of the row above. In that form a plane is one long line, tap (r, s) is a shift
 of it by r * (W+1) + s, and the whole plane is one loop without a branch, whose vectors are full however short a row
-is. What the loop computes at the place in front of each row is thrown away.
+is. What the loop computes at the place in front of each row and behind the last one is thrown away.
 
 Forward, and backward data with filters turned by 180 degrees: a thread holds the lines of three filters' outputs in L1
 and adds the channels to them one by one; the 27 weights of a channel stay in registers, and each shifted vector of x
-is used by three filters. The lines of outputs are whole vectors long, or a loop for the rest of them would keep the
-weights in registers once more, as single numbers. Vectors that find no register go to the stack, which lies elsewhere
-in every process: across two cache lines each is slow, and so were whole processes (Mytkowicz et al., "Producing Wrong
-Data Without Doing Anything Obviously Wrong!", 2009).
+is used by three filters. With AVX-512, that is: the lines of outputs are whole vectors long, or a loop for the rest of
+them would keep the weights in registers once more, as single numbers. Vectors that find no register go to the stack,
+which lies elsewhere in every process: across two cache lines each is slow, and so were whole processes (Mytkowicz et
+al., "Producing Wrong Data Without Doing Anything Obviously Wrong!", 2009).
 
 Backward filter: the same nine shifts, multiplied by the output gradients of two filters and summed along the line into
 eighteen sums in vector registers. A thread takes whole pictures, and the filter gradients of the threads are added in
@@ -82,7 +82,7 @@ def add_channels(lines, channels, plane, pitch, first, second, third, vectors, t
 
 @njit
 def forward_picture(x, w, b, y, relu, lines, scratch):
-    # x (C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (K,H,W)  lines: room for C padded planes
+    # x (C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (K,H,W)  lines: room for C padded planes and LINE more
     C, H, W = x.shape
     K = y.shape[0]
     pitch = W + 1
