@@ -315,21 +315,21 @@ def _sanitize(campaign: Campaign, part: Part) -> None:
             # CuPy and cuBLAS try calls that may fail: those are no errors of a kernel.
             before = [tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", str(MISSED)]
             code = _ask(campaign, part, "-m", "bench.tiny_step", "--backend", name, before=before)
-            said = campaign.log(part).read_bytes()[said_before:]
+            unsupported = code != 0 and b"Device not supported" in campaign.log(part).read_bytes()[said_before:]
             if code == 0:
                 clean.append(f"{check} of {name}")
-            elif b"Device not supported" in said:
+            elif unsupported:
                 refused.append(f"{check}: {SANITIZER} does not support this device, not measured")
-                break
             else:
                 why = "errors, see the log"
                 if code != MISSED:
                     why = f"{_ended(campaign, code)}: {_last_line(campaign, part)}"
                 wrong.append(f"{check} of {name}: {why}")
             part.words = "; ".join([*wrong, *refused, f"clean: {', '.join(clean) or 'none'}"])
+            if unsupported:
+                break
             if code is None:
                 raise PartError(part.words)
-    part.words = "; ".join([*wrong, *refused, f"clean: {', '.join(clean) or 'none'}"])
     if wrong:
         raise PartError(part.words)
     if clean:

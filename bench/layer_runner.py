@@ -177,9 +177,9 @@ def _time(
     for number in range(config.epochs):
         order.append([])
         for row in shuffled([row for row in rows if row.id in workers]):
-            order[-1].append(row.id)
             report(f"{row.id}: round {number + 1} of {config.epochs}")
             answer = _ask(row, workers, "step")
+            order[-1].append(row.id)
             if answer:
                 enter_times(row, answer)
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import sys
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from common.errors import RunError, UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS = ("fp32", "tf32")
-BAD_NAMES = {errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR, errno.ELOOP}  # what a path that was given can be wrong in
 TABLE_COLUMNS = 132  # of a wide table where there is no terminal
 
 Backends = Annotated[list[str] | None, typer.Option("--backend", help="A version, repeatable, or all.", metavar="NAME")]

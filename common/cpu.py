@@ -11,10 +11,8 @@ from threadpoolctl import threadpool_limits
 from common import cpu_kernels
 from common.architecture import Architecture
 from common.backend import Backend, Math
-from common.device import usable_cores
+from common.device import CACHE_LINE, usable_cores
 from common.errors import UsageError
-
-CACHE_LINE = 64  # bytes
 
 
 class CpuBackend(Backend):

@@ -26,6 +26,11 @@ from common.errors import UsageError
 GPU_INSTALL_HINT = 'install the GPU packages with: python -m pip install -e ".[cuda12]" (or ".[cuda13]")'
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES: tuple[Device, ...] = ("cpu", "gpu")
+CACHE_LINE = 64
+"""Bytes, on x86 and most other processors."""
+
+VECTOR = CACHE_LINE // 4
+"""Floats that loops on the CPU take at a time: a cache line, a vector of AVX-512, two of AVX2."""
 
 
 @dataclass(frozen=True)

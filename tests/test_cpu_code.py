@@ -23,35 +23,19 @@ print(cpu.{function}.inspect_asm({signature}))
 """
 PLAIN = """
 import numpy as np
-from common import reference
-from common.architecture import autoencoder
+from common.verify import convolution_checks
 from versions.registry import find
 rng = np.random.default_rng(0)
-architecture = autoencoder((4, 8), (4, 5))
 for name in ("v2", "v3"):
     backend = find(name).load("cpu", threads=1)
-    buffers = []
     allocate = backend.empty
-    backend.empty = lambda *arguments: buffers.append(allocate(*arguments)) or buffers[-1]
-    backend.prepare(architecture, 1)
-    for stage in architecture.stages:
-        for buffer in buffers:
-            buffer.fill(np.nan)
-        c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
-        x, dy = (rng.standard_normal((1, channels, h, w), np.float32) for channels in (c, k))
-        filters = rng.standard_normal((k, c, 3, 3), np.float32)
-        bias = rng.standard_normal(k, np.float32)
-        own = lambda a: np.ascontiguousarray(a.transpose(0, 2, 3, 1)) if backend.layout == "NHWC" else a.copy()
-        y, dx, dw = own(dy), own(x), own(filters)
-        backend.conv2d_forward(own(x), own(filters), bias, y, False)
-        backend.conv2d_backward_data(own(dy), own(filters), dx)
-        backend.conv2d_backward_filter(own(x), own(dy), dw)
-        for found, true in (
-            (y, reference.conv2d_forward(x, filters, bias)),
-            (dx, reference.conv2d_backward_data(dy, filters)),
-            (dw, reference.conv2d_backward_filter(x, dy)),
-        ):
-            np.testing.assert_allclose(found, own(true), rtol=1e-4, atol=1e-4)
+    def empty(shape, dtype=np.float32):
+        buffer = allocate(shape, dtype)
+        buffer.fill(np.nan)
+        return buffer
+    backend.empty = empty
+    for shape in ((1, 1, 1, 1, 1), (1, 2, 4, 3, 5), (2, 9, 4, 4, 8)):
+        assert [check for check in convolution_checks(backend, shape, rng) if not check.passed] == []
     print(name)
 """
 ZEN_4 = {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": "+avx512f,+avx512vl,+avx512bw,+avx512dq,+avx2,+fma"}

@@ -22,14 +22,13 @@ from numba import njit, prange
 from common.architecture import TAPS, Architecture
 from common.cpu import CpuBackend
 from common.cpu_kernels import SUM_MATH, add_partials
+from common.device import VECTOR
 from versions.v2_tiled_nhwc import CPU_CHANNELS as CHANNELS
 from versions.v2_tiled_nhwc import CPU_ROWS as ROWS
 from versions.v2_tiled_nhwc import workspace
 
 # With at most this many channels a window (9 * C values) is short, and the vectors run along the filters.
 FEW_CHANNELS = 7
-# Floats: a vector of AVX-512, two of AVX2.
-VECTOR = 16
 
 
 @njit

@@ -34,12 +34,10 @@ Run it: ``convbench run --backend v3``
 
 from common.architecture import Architecture
 from common.backend import Device
+from common.device import VECTOR
 from versions.v3_direct_nchw.plan import gpu_work, gpu_workspace
 
-__all__ = ["CPU_LINE", "gpu_work", "workspace"]
-
-CPU_LINE = 16
-"""On the CPU a line of outputs is a multiple of so many floats: one vector of AVX-512, two of AVX2."""
+__all__ = ["gpu_work", "workspace"]
 
 
 def workspace(architecture: Architecture, batch_size: int, device: Device, threads: int) -> dict[str, tuple[int, ...]]:
@@ -47,8 +45,8 @@ def workspace(architecture: Architecture, batch_size: int, device: Device, threa
     if device == "cpu":
         stages = architecture.stages
         # Backward data runs the forward kernel from the filters' side, so either side's picture must fit.
-        # A line that is longer than its plane reads on behind it, behind the last one too.
-        padded_picture = CPU_LINE + max(
+        # A line of outputs is whole vectors. One longer than its plane reads on behind it, behind the last one too.
+        padded_picture = VECTOR + max(
             max(stage.in_channels, stage.out_channels) * ((stage.height + 2) * (stage.width + 1) + 2)
             for stage in stages
         )
@@ -57,7 +55,7 @@ def workspace(architecture: Architecture, batch_size: int, device: Device, threa
         return {
             "turned filters": (most_weights,),
             "padded pictures": (threads, padded_picture),
-            "output planes": (threads, 3 * -(-longest // CPU_LINE) * CPU_LINE),
+            "output planes": (threads, 3 * -(-longest // VECTOR) * VECTOR),
             "filter gradient parts": (threads, most_weights),
         }
     return gpu_workspace(architecture, batch_size)

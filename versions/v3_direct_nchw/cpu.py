@@ -23,7 +23,7 @@ from numba import njit, prange
 from common.architecture import TAPS, Architecture
 from common.cpu import CpuBackend
 from common.cpu_kernels import SUM_MATH, add_partials, turn_filters
-from versions.v3_direct_nchw import CPU_LINE as LINE
+from common.device import VECTOR
 from versions.v3_direct_nchw import workspace
 
 
@@ -46,9 +46,9 @@ def pad_picture(x, lines):
 @njit(fastmath=SUM_MATH)
 def add_channels(lines, channels, plane, pitch, first, second, third, vectors, totals):
     # lines: padded planes, rows of `pitch`  first, second, third (channels*9,): the weights of three filters
-    # totals (3,vectors*LINE), flat: totals[k,i] += the sum over c, r and s of filter k's [c,r,s] * line c's
+    # totals (3,vectors*VECTOR), flat: totals[k,i] += the sum over c, r and s of filter k's [c,r,s] * line c's
     # [i + r*pitch + s]
-    length = vectors * LINE
+    length = vectors * VECTOR  # as a product, by which the compiler sees that no rest is left
     first_total, second_total, third_total = totals[:length], totals[length : 2 * length], totals[2 * length :]
     for channel in range(channels):
         p, q, t = first[channel * TAPS :], second[channel * TAPS :], third[channel * TAPS :]
@@ -82,12 +82,12 @@ def add_channels(lines, channels, plane, pitch, first, second, third, vectors, t
 
 @njit
 def forward_picture(x, w, b, y, relu, lines, scratch):
-    # x (C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (K,H,W)  lines: room for C padded planes and LINE more
+    # x (C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (K,H,W)  lines: room for C padded planes and VECTOR more
     C, H, W = x.shape
     K = y.shape[0]
     pitch = W + 1
-    vectors = (H * pitch + LINE - 1) // LINE
-    length = vectors * LINE
+    vectors = (H * pitch + VECTOR - 1) // VECTOR
+    length = vectors * VECTOR
     pad_picture(x, lines)
     weights = w.reshape(w.size)
     totals = scratch[: 3 * length]
