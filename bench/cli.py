@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench import tables, train_commands
-from bench.options import (
+from bench.commands import training as train_commands
+from bench.commands.options import (
     Backends,
     DataDir,
     DeviceOption,
@@ -32,12 +32,14 @@ from bench.options import (
     run_app,
     wide_console,
 )
-from bench.peers import find_peers
-from bench.records import Row, prepare_folder, write_record
-from bench.runner import RunConfig, Worker, WorkerError, record_verification, run, total_steps
+from bench.machine.devices import DEVICES, device_status, probe_gpu
+from bench.measure.peers import find_peers
+from bench.measure.run import RunConfig, Worker, WorkerError, record_verification, run, total_steps
+from bench.records.run import Row, prepare_folder, write_record
+from bench.views import tables
 from common.architecture import autoencoder
 from common.dataset import SOURCES, download_cifar10, find_cifar10, load_pictures, photo_crops
-from common.device import DEVICES, device_status, probe_gpu, usable_cores
+from common.device import usable_cores
 from common.errors import UsageError
 from common.validation import check_number
 from versions.registry import find
@@ -128,7 +130,7 @@ def run_command(
         console.print("--math tf32 changed nothing here: only cuBLAS on a GPU has it.")
     console.print(f"results: {escape(str(path))}", highlight=False, soft_wrap=True)
     if any(row.finished for row in record.rows):
-        from bench.charts import draw_charts  # matplotlib is slow to import, and only wanted now
+        from bench.views.charts import draw_charts  # matplotlib is slow to import, and only wanted now
 
         for chart in draw_charts(path, out / "charts"):
             console.print(f"chart: {escape(str(chart))}", highlight=False, soft_wrap=True)
@@ -156,8 +158,9 @@ def layers_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
 ) -> None:
     """Take the training step apart: every operation's time against the machine's measured ceilings, and the memory."""
-    from bench import layer_runner, layer_tables
-    from bench.layers import summarise_layers, write_layers
+    from bench.measure import layers as layer_runner
+    from bench.records.layers import summarise_layers, write_layers
+    from bench.views import layer_tables
 
     check_number("batch size", batch_size, 1)
     check_number("rounds", rounds, 1)
@@ -194,7 +197,7 @@ def layers_command(
     console.print(layer_tables.layer_memory_table(record))
     console.print(f"results: {escape(str(path))}", highlight=False, soft_wrap=True)
     if summaries:
-        from bench.layer_charts import draw_layer_charts
+        from bench.views.layer_charts import draw_layer_charts
 
         for chart in draw_layer_charts(path, out / "charts"):
             console.print(f"chart: {escape(str(chart))}", highlight=False, soft_wrap=True)
@@ -253,7 +256,7 @@ def kernels_command(
     out: Annotated[Path | None, typer.Option(help="Folder for runs/: also write a file.")] = None,
 ) -> None:
     """Compile every GPU kernel without a GPU: registers, spills, occupancy and inner loop of each."""
-    from bench import kernels
+    from bench.kernels import launches as kernels
 
     infos = find_backends(backend)
     targets = kernels.find_targets(target)
@@ -278,7 +281,7 @@ def kernels_command(
                 faults += [f"{version}: {fault}" for fault in kernels.faults(answer)]
     wide_console().print(tables.kernels_table(uses, compiled, target_names))
     if runs:
-        from bench.kernel_records import kernels_record, write_kernels
+        from bench.records.kernels import kernels_record, write_kernels
 
         record = kernels_record(uses, compiled, target_names, faults, ["convbench", *sys.argv[1:]])
         print(f"results: {write_kernels(record, runs)}")
@@ -332,7 +335,7 @@ def readme_command(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if it is stale.")] = False,
 ) -> None:
     """Write the README's chart and table of results, between its two markers, from a results file."""
-    from bench.readme import named_file, replace, written
+    from bench.views.readme import named_file, replace, written
 
     present, wanted = written(readme, file or named_file(readme))
     if present == wanted:
@@ -351,10 +354,10 @@ def plot(
     out: Annotated[Path | None, typer.Option(help="Folder; by default charts/ beside the file's runs/.")] = None,
 ) -> None:
     """Draw the charts of results files again."""
-    from bench import layers
-    from bench.charts import draw_charts
-    from bench.layer_charts import draw_layer_charts
-    from bench.records import OLD_SCHEMA, SCHEMA, read_json, read_record
+    from bench.records import layers
+    from bench.records.run import OLD_SCHEMA, SCHEMA, read_json, read_record
+    from bench.views.charts import draw_charts
+    from bench.views.layer_charts import draw_layer_charts
 
     of_layers = [read_json(path, SCHEMA, OLD_SCHEMA, layers.SCHEMA)["schema"] == layers.SCHEMA for path in files]
     for path, is_layers in zip(files, of_layers, strict=True):
@@ -372,7 +375,7 @@ def report_command(
     force: Annotated[bool, typer.Option("--force", help="Write over an older page.")] = False,
 ) -> None:
     """Write one self-contained HTML page from results files."""
-    from bench.report import write_report
+    from bench.views.page import write_report
 
     print(f"page: {write_report(files, out, force=force)}")
 
@@ -396,7 +399,7 @@ def compare_command(
 
     By a Mann-Whitney U test with Holm's correction for the number of rows, a least effect, and a bootstrap interval.
     """
-    from bench import compare
+    from bench.records import compare
 
     fail_on = fail_on or []
     found = compare.compare_files(old, new, alpha=alpha, effect=effect, allow=allow or [], fail_on=fail_on)

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.test_gpu_campaign import campaign
+from tests.experiments.test_gpu_campaign import campaign
 
 
 def test_gpu_kernels_in_the_simulator(tmp_path):

@@ -6,10 +6,10 @@ from math import ceil
 
 import pytest
 
-from bench.isolated import Isolated, kernel_registers
-from bench.operations import Operation
-from bench.pieces import PIECES
-from bench.timers import cache_clearer, device_timer, iterations_for, seconds_of, timed_call
+from bench.machine.timers import cache_clearer, device_timer, iterations_for, seconds_of, timed_call
+from bench.measure.isolated import Isolated, kernel_registers
+from bench.measure.network_cases import PIECES
+from common.operations import Operation
 from common.verify import verify
 from tests.benchmarks.figures import MeasuredCeilings, Subject, about, judged
 from tests.benchmarks.options import SETTINGS, Settings, cases, group, operation_names

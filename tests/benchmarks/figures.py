@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.ceilings import Ceilings, higher, measure_ceilings
-from bench.operations import Operation
+from bench.machine.ceilings import Ceilings, higher, measure_ceilings
 from common.backend import Backend, Device, Math
+from common.operations import Operation
 from tests.benchmarks.options import Settings
 from versions.registry import BackendInfo
 

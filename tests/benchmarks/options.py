@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from bench.environment import describe_environment, machine_slug, worker_environment
-from bench.operations import step_operations
+from bench.machine.devices import DEVICES, DeviceStatus, device_status, nvml_gpu
+from bench.machine.environment import describe_environment, machine_slug, worker_environment
 from common.architecture import Architecture, autoencoder
 from common.backend import Device, Math
-from common.device import DEVICES, DeviceStatus, device_status, nvml_gpu, usable_cores
+from common.device import usable_cores
 from common.errors import UsageError
+from common.operations import step_operations
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 MATHS: tuple[Math, ...] = ("fp32", "tf32")

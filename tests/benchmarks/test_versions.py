@@ -10,9 +10,9 @@ readings of the device's own clock. The result that the timed calls left is asse
 
 import numpy as np
 
-from bench.isolated import isolate
-from bench.operations import step_operations
-from bench.pieces import isolate_piece, piece_work
+from bench.measure.isolated import isolate
+from bench.measure.network_cases import isolate_piece, piece_work
+from common.operations import step_operations
 
 
 def test_operation(subject, settings, operation, measure):

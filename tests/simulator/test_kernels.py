@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import versions.v4_im2col_gemm_nchw as v4
-from bench.kernels import gpu_module, missing_kernels
+from bench.kernels.launches import gpu_module, missing_kernels
+from bench.machine.devices import DeviceStatus, device_status
 from common import gpu, gpu_kernels, reference
 from common.architecture import autoencoder
-from common.device import DeviceStatus, device_status, in_simulator
+from common.device import in_simulator
 from common.network import Network, initial_parameters
 from common.verify import convolution_checks, verify
-from tests.training import assert_training_parity
+from tests.support.parity import assert_training_parity
 from versions.registry import find, names
 from versions.v2_tiled_nhwc import plan as v2
 from versions.v3_direct_nchw import plan as v3

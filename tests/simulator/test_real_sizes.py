@@ -9,7 +9,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from bench.kernels import missing_kernels
+from bench.kernels.launches import missing_kernels
 from common.verify import convolution_checks
 from versions.registry import REGISTRY
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from bench.train import TrainingRun
-from bench.train_folder import LAST
-from common.checkpoint import load_checkpoint
+from bench.training.checkpoint import load_checkpoint
+from bench.training.folder import LAST
+from bench.training.run import TrainingRun
 from common.network import initial_parameters
 from common.training import Position
-from tests.train_tiny import ARCHITECTURE, tiny_config, tiny_data, train_tiny
+from tests.support.tiny_training import ARCHITECTURE, tiny_config, tiny_data, train_tiny
 
 pytestmark = pytest.mark.simulator
 

@@ -1,0 +1,1 @@
+"""What the machine is and does: environment, conditions, ceilings, devices, clocks."""

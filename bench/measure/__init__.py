@@ -1,0 +1,1 @@
+"""What takes time: worker processes, runs, layers, cases to time, peers."""

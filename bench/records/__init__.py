@@ -1,0 +1,1 @@
+"""What is kept: one schema a kind of file, reading and writing, statistics, comparison."""

@@ -1,0 +1,1 @@
+"""A training run as people do it: its folder, checkpoints, data, features."""

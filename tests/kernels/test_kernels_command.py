@@ -1,0 +1,137 @@
+"""``convbench kernels``: compiles without a GPU, and says in one line what is missing where it cannot."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from bench import cli
+from bench.kernels import launches as kernels
+from bench.machine.devices import ROOT
+
+needs_compilers = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform"
+)
+
+
+def convbench(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "bench", "kernels", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def in_this_process(monkeypatch, *arguments):
+    """Run the command line here, where a test can take things away from it; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["convbench", "kernels", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+BAD = {
+    "unknown backend": (["--backend", "v9"], ["'v9'", "v1", "v4", "all"]),
+    "unknown target": (["--target", "sm_12"], ["'sm_12'", "sm_75", "sm_80", "sm_90", "sm_100", "all"]),
+    "unknown option": (["--frobnicate"], ["--frobnicate"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), BAD.values(), ids=BAD.keys())
+def test_bad_input(tmp_path, arguments, wanted):
+    done = convbench(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert all(word in done.stderr for word in wanted), done.stderr
+
+
+def test_in_the_simulator_there_is_nothing_to_compile(tmp_path):
+    done = convbench(cwd=tmp_path, NUMBA_ENABLE_CUDASIM="1")
+    assert done.returncode == 2
+    assert done.stderr == "error: NUMBA_ENABLE_CUDASIM is set: the simulator compiles no kernels\n"
+
+
+def test_missing_compilers(monkeypatch, capsys):
+    def absent():
+        raise FileNotFoundError("no ptxas")
+
+    monkeypatch.setattr(kernels, "ptxas_path", absent)
+    assert in_this_process(monkeypatch) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith("error: the GPU kernels cannot be compiled here")
+    assert 'python -m pip install "numba-cuda[cu12]"' in written.err
+    assert written.err.count("\n") == 1
+
+
+@needs_compilers
+def test_one_target_in_full(tmp_path):
+    done = convbench("--backend", "v1", "--target", "sm_90", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"compiling \d+ kernels for sm_90\n", done.stderr)
+    assert max(map(len, done.stdout.splitlines())) <= 132
+    lines = done.stdout.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if line.strip().startswith("conv2d_forward_kernel")]
+    assert lines[at + 1].strip() == "forward conv1-5"
+    row = lines[at]
+    # threads, blocks from conv3's to conv2's, registers, bound, spills, stack, occupancy, shared, FMA, loads
+    found = re.search(
+        r"conv2d_forward_kernel +256 +768-65,536 +(\d+) +64 +0 +0 +(\d+)% +0 +(\d+) +- +(\d+) \((\d+)\) +2\.00", row
+    )
+    assert found, row
+    registers, occupancy, fma, loads, floats = map(int, found.groups())
+    assert registers <= 64
+    assert occupancy >= 50
+    assert loads == floats == 2 * fma
+    assert "v1 naive (NHWC)" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@needs_compilers
+def test_all_targets_and_a_shared_kernel_once(monkeypatch, capsys):
+    """Several versions and targets, compiled here and only in part: the rest of the table does not need it."""
+    from versions.registry import find
+
+    uses = [use for use in kernels.merged_uses([find("v1"), find("v4")]) if use.name in ("sgd_kernel", "im2col_kernel")]
+    monkeypatch.setattr(kernels, "merged_uses", lambda infos: uses)
+    assert in_this_process(monkeypatch, "--backend", "v1", "--backend", "v4") == 0
+    written = capsys.readouterr().out
+    assert "shared by v1, v4" in written
+    assert written.count("sgd_kernel") == 1
+    (row,) = [line for line in written.splitlines() if "im2col_kernel" in line]
+    assert len(re.findall(r"\d+ +\d+%", row)) == 4
+    for target in kernels.TARGETS:
+        assert kernels.target_name(target) in written
+
+
+@needs_compilers
+def test_a_kernel_that_breaks_a_rule_ends_in_exit_code_1(monkeypatch, capsys):
+    compile_kernel = kernels.compile_kernel
+
+    def worse(kernel, types, target, **names):
+        if names["name"] == "sgd_kernel":
+            raise kernels.CompileError("ptxas refused sgd_kernel for sm_80: no")
+        spilling = 24 if names["name"] == "conv2d_forward_kernel" else 0
+        return replace(compile_kernel(kernel, types, target, **names), spill_bytes=spilling)
+
+    monkeypatch.setattr(kernels, "compile_kernel", worse)
+    monkeypatch.setattr(kernels, "usable_cores", lambda: 1)  # in this process, where the change is seen
+    monkeypatch.setattr(kernels, "uncovered_kernels", lambda infos: ["v1: idle_kernel is launched by no operation"])
+    assert in_this_process(monkeypatch, "--backend", "v1", "--target", "sm_80") == 1
+    written = capsys.readouterr()
+    lines = [line for line in written.err.splitlines() if line.startswith("fault: ")]
+    assert lines[0] == "fault: v1: idle_kernel is launched by no operation"
+    assert lines[1].startswith("fault: v1: conv2d_forward_kernel on sm_80 spills 24 bytes")
+    assert lines[2] == "fault: v1: ptxas refused sgd_kernel for sm_80: no"
+    assert len(lines) == 3
+    assert re.search(r"sgd_kernel .* refused", written.out)

@@ -1,0 +1,501 @@
+"""The benchmark suite itself: its options and names, its clocks, what it refuses, and what its files say."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bench.machine import timers
+from bench.machine.ceilings import Ceilings
+from bench.machine.devices import ROOT, DeviceStatus
+from bench.measure.isolated import isolate, kernel_registers
+from bench.measure.network_cases import PIECES, isolate_piece, piece_work
+from common.architecture import autoencoder
+from common.errors import UsageError
+from common.operations import Operation, step_operations
+from tests import broken
+from tests.benchmarks import figures, options
+from tests.benchmarks.options import SETTINGS, cases, choose, group, operation_names
+from versions.registry import names
+
+TINY = autoencoder((8, 8), (5, 4))
+BATCH = 6
+
+
+# Options and names --------------------------------------------------------------------------------------------------
+
+
+def asked(**given):
+    """A pytest configuration as the command line would leave it."""
+    values = {
+        "benchmark_enable": True,
+        "benchmark_disable": True,
+        **{f"convbench_{name}": None for name in ("backend", "device", "threads", "epoch_pictures", "cache")},
+        "convbench_math": "fp32",
+        "convbench_network": "full",
+        "convbench_batch_size": 64,
+        **{name if name.startswith("benchmark") else f"convbench_{name}": value for name, value in given.items()},
+    }
+    return SimpleNamespace(getoption=lambda name, default=None: values.get(name, default), stash={}, rootpath=ROOT)
+
+
+def with_gpu(monkeypatch, available=True):
+    """Say that there is a GPU, or why not."""
+    gpu = DeviceStatus("gpu", available, "NVIDIA H200" if available else "", "" if available else "no driver")
+    statuses = {"cpu": DeviceStatus("cpu", True, "AMD EPYC"), "gpu": gpu}
+    monkeypatch.setattr(options, "status_of", statuses.get)
+
+
+def ids(settings, operations):
+    return [case.id for case in cases(settings, operations)]
+
+
+def test_all_that_can_run_by_default(monkeypatch):
+    with_gpu(monkeypatch)
+    settings = choose(asked())
+    assert [info.name for info in settings.versions] == names()
+    assert settings.devices == ("cpu", "gpu")
+    assert settings.caches == ("warm",)
+    assert settings.architecture == autoencoder()
+    assert settings.batch_size == 64
+    assert settings.epoch_pictures("gpu") == 2_048
+
+
+def test_untimed_it_is_always_the_tiny_network():
+    settings = choose(asked(benchmark_enable=False, batch_size=32))
+    assert settings.architecture.parameter_count < 1_000
+    assert settings.batch_sizes("cpu") == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backend": ["v1", "v9"]}, "unknown backend 'v9': choose from v1, v2, v3, v4, all"),
+        ({"device": ["tpu"]}, "unknown device 'tpu': choose from cpu, gpu"),
+        ({"device": ["gpu"]}, "--device gpu cannot run here: no driver"),
+        ({"cache": ["hot"]}, "unknown cache 'hot': choose from warm, cold"),
+        ({"math": "fp64"}, "unknown math 'fp64': choose from fp32, tf32"),
+        ({"network": "huge"}, "unknown network 'huge': choose from full, tiny"),
+        ({"threads": 0}, "--threads 0: choose from 1 to"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"epoch_pictures": -1}, "--epoch-pictures -1: must be at least 1"),
+    ],
+)
+def test_a_wrong_value_is_named(monkeypatch, given, message):
+    with_gpu(monkeypatch, available=False)
+    with pytest.raises(UsageError, match=message):
+        choose(asked(**given))
+
+
+def test_ids_and_groups(monkeypatch):
+    with_gpu(monkeypatch)
+    settings = choose(asked(backend=["v2", "v4"], device=["cpu", "gpu"], math="tf32", cache=["warm", "cold"]))
+    found = ids(settings, ["conv2-backward_filter", "step"])
+    assert found[:2] == ["v2-cpu-conv2-backward_filter", "v4-cpu-conv2-backward_filter"]
+    assert {"v2-cpu-step", "v2-cpu-step-cold", "v2-gpu-step", "v4-gpu-step-tf32", "v4-gpu-step-tf32-cold"} < set(found)
+    assert group(settings, "v2", "gpu", "step", "warm") == "gpu step"
+    assert group(settings, "v4", "gpu", "step", "cold") == "gpu step tf32 cold"
+
+
+def test_another_size_has_another_name(monkeypatch):
+    """Tools compare benchmarks of the same name."""
+    with_gpu(monkeypatch, available=False)
+    other = choose(asked(backend=["v2"], device=["cpu"], batch_size=8, epoch_pictures=12))
+    assert ids(other, ["step", "epoch"]) == ["v2-cpu-step-batch8", "v2-cpu-epoch-batch8-12pictures"]
+    tiny = choose(asked(backend=["v2"], device=["cpu"], network="tiny"))
+    assert ids(tiny, ["step"]) == ["v2-cpu-step-tiny"]
+    untimed = choose(asked(backend=["v2"], device=["cpu"], benchmark_enable=False))
+    assert ids(untimed, ["step"]) == ["v2-cpu-step"]
+
+
+def test_without_a_gpu_its_benchmarks_are_skipped_with_the_reason(monkeypatch):
+    with_gpu(monkeypatch, available=False)
+    marks = {case.id: {mark.name: mark for mark in case.marks} for case in cases(choose(asked()), ["step"])}
+    assert marks["v1-cpu-step"] == {}
+    assert set(marks["v1-gpu-step"]) == {"gpu", "skip"}
+    assert marks["v1-gpu-step"]["skip"].kwargs == {"reason": "no driver"}
+
+
+def test_every_operation_of_a_step_is_there():
+    assert len(operation_names(choose(asked()))) == 30
+    assert len(set(operation_names(choose(asked())))) == 30
+
+
+# Clocks -------------------------------------------------------------------------------------------------------------
+
+
+class Events:
+    """Stands in for ``cupy.cuda``: a stream whose clock goes on as work is queued, and events on it."""
+
+    def __init__(self):
+        self.stream = SimpleNamespace(milliseconds=0.0)
+        self.waited_for = []
+
+    def Event(self):  # noqa: N802
+        events = self
+
+        class Event:
+            def record(self, stream):
+                self.at = stream.milliseconds
+
+            def synchronize(self):
+                events.waited_for.append(self)
+
+        return Event()
+
+    def get_elapsed_time(self, start, end):
+        assert end in self.waited_for, "asked before the device was there"
+        return end.at - start.at
+
+
+def test_the_event_clock_waits_for_the_later_event_and_counts_seconds():
+    events = Events()
+    clock = timers.EventTimer(events.stream, events)
+    start = clock()
+    events.stream.milliseconds += 250.0
+    end = clock()
+    assert events.waited_for == []
+    assert end - start == 0.25
+    assert events.waited_for == [end.event]
+
+
+def test_an_estimate_leaves_the_first_call_out():
+    events = Events()
+    durations = iter([1_000.0, 3.0, *[2.0] * 100])
+
+    def call():
+        events.stream.milliseconds += next(durations)
+
+    assert timers.seconds_of(timers.EventTimer(events.stream, events), call) == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(("seconds", "iterations"), [(1.0, 1), (0.005, 1), (0.002, 3), (1e-5, 500), (0.0, 10_000)])
+def test_a_round_lasts_long_enough(seconds, iterations):
+    assert timers.iterations_for(seconds) == iterations
+
+
+def test_a_gpus_cache_is_overwritten_on_the_backends_stream(monkeypatch):
+    class Stream:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    queued = []
+
+    def empty(size, dtype):
+        data = SimpleNamespace(memset_async=lambda *arguments: queued.append(arguments))
+        return SimpleNamespace(nbytes=size, data=data)
+
+    device = SimpleNamespace(attributes={"L2CacheSize": 50})
+    cupy = SimpleNamespace(empty=empty, cuda=SimpleNamespace(Device=lambda: device))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    backend = SimpleNamespace(device="gpu", runtime=SimpleNamespace(stream=Stream()))
+    timers.cache_clearer(backend)()
+    assert queued == [(0, 200, backend.runtime.stream)]
+
+
+def test_a_cpus_cache_is_overwritten(monkeypatch):
+    monkeypatch.setattr(timers, "cpu_cache_bytes", lambda: 4_096)
+    seen = []
+    overwrite = timers._overwrite_and_read()
+
+    def spy(vector, value, sums):
+        overwrite(vector, value, sums)
+        seen.append((vector.nbytes, vector.min(), vector.max(), sums.tolist()))
+
+    monkeypatch.setattr(timers, "_overwrite_and_read", lambda: spy)
+    clear = timers.cache_clearer(SimpleNamespace(device="cpu", threads=2))
+    clear()
+    clear()
+    assert seen == [(8_192, 1, 1, [128, 128]), (8_192, 2, 2, [256, 256])]
+
+
+def test_registers_of_the_kernels_that_a_call_launches():
+    def kernel(name, registers):
+        function = SimpleNamespace(__name__=name)
+        return SimpleNamespace(py_func=function, get_regs_per_thread=lambda: registers)
+
+    class Gpu:
+        device = "gpu"
+
+        def __init__(self):
+            self.launched = []
+
+        def launch_grid(self, kernel, grid, block, *arguments):
+            self.launched.append(kernel)
+
+        def synchronize(self):
+            pass
+
+    backend, forward, sum_shares = Gpu(), kernel("forward", {"a": 96, "b": 40}), kernel("sum_shares", {"a": 24})
+
+    def call():
+        backend.launch_grid(forward, (1,), (256,))
+        backend.launch_grid(sum_shares, (1,), (256,))
+
+    assert kernel_registers(backend, call) == {"forward": 96, "sum_shares": 24}
+    assert backend.launched == [forward, sum_shares]
+    assert "launch_grid" not in vars(backend)
+    assert kernel_registers(broken.PlainBackend(), call) is None
+
+
+# Results ------------------------------------------------------------------------------------------------------------
+
+METHODS = {
+    "conv2d_forward": "forward",
+    "synchronize": "forward",
+    "conv2d_backward_data": "backward_data",
+    "conv2d_backward_filter": "backward_filter",
+    "conv2d_backward_bias": "backward_bias",
+    "mse_loss": "loss",
+    "sgd": "sgd",
+}
+# Wrong in ways that random numbers without NaN or ties do not show; verification, which comes first, finds them.
+NOT_SEEN_HERE = (broken.ReluDropsNaN, broken.SpreadsNaN, broken.RoutesTiesToTheLast, broken.DiffersFromRunToRun)
+
+
+def failures(backend, operation, architecture=TINY):
+    """What is wrong after an operation was called a few times, as the benchmarks call it."""
+    isolated = isolate(backend, architecture, operation, BATCH, np.random.default_rng(3))
+    call = timers.timed_call(backend, isolated.call)
+    call()
+    isolated.poison()
+    call()
+    call()
+    return [check for check in isolated.check() if not check.passed]
+
+
+@pytest.mark.parametrize("make", broken.RIGHT)
+def test_right_results_pass(make):
+    for operation in step_operations(TINY, BATCH):
+        if operation.name in METHODS.values():
+            assert failures(make(), operation) == [], operation.id
+
+
+@pytest.mark.parametrize("make", [make for make in broken.WRONG if make not in NOT_SEEN_HERE])
+def test_a_wrong_result_fails(make):
+    architecture = autoencoder((8, 8), (12, 10))  # more than a thousand parameters: one of them looks no further
+    changed = {METHODS[name] for name in vars(make) if name in METHODS}
+    operations = [part for part in step_operations(architecture, BATCH) if part.name in changed]
+    assert operations
+    assert any(failures(make(), operation, architecture) for operation in operations)
+
+
+def test_an_unknown_operation_is_refused():
+    with pytest.raises(ValueError, match="conv9-forward is no operation of this network"):
+        isolate(broken.PlainBackend(), TINY, Operation("conv9", "forward", 1, 1), BATCH, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="unknown piece 'decode': choose from step, epoch, forward, encode"):
+        isolate_piece(broken.PlainBackend(), TINY, "decode", BATCH, BATCH, np.random.default_rng(0))
+
+
+def piece_failures(backend, piece, architecture=TINY):
+    isolated = isolate_piece(backend, architecture, piece, BATCH, 2 * BATCH + 1, np.random.default_rng(3))
+    isolated.call()
+    isolated.poison()
+    isolated.call()
+    return [check for check in isolated.check() if not check.passed]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_pieces_of_the_network(piece):
+    assert piece_failures(broken.PlainBackend(), piece) == []
+    assert piece_failures(broken.IgnoresRelu(), piece) != []
+
+
+def test_a_step_that_leaves_parameters_behind_fails():
+    assert piece_failures(broken.UpdatesSomeParameters(), "step", autoencoder((8, 8), (12, 10))) != []
+
+
+def test_the_work_of_a_piece_is_that_of_its_operations():
+    network = autoencoder()
+    step = piece_work(network, "step", 64, 100)
+    assert step.flops == sum(part.flops for part in step_operations(network, 64))
+    assert piece_work(network, "epoch", 64, 128).flops == 2 * step.flops
+    rest = piece_work(network, "step", 36, 100)
+    assert piece_work(network, "epoch", 64, 100).flops == step.flops + rest.flops
+    forward, encode = (piece_work(network, piece, 64, 64).flops for piece in ("forward", "encode"))
+    assert 64 * network.forward_flops <= forward < 1.01 * 64 * network.forward_flops
+    convolutions = 64 * sum(stage.flops for stage in network.stages[:2])
+    assert convolutions <= encode < 1.01 * convolutions
+
+
+@pytest.mark.parametrize(
+    ("second", "suspicious"), [(1e9, "suspicious: 5.0 GFLOP/s, above the measured 1.0"), (5e9, None)]
+)
+def test_a_figure_above_the_ceiling_is_measured_against_it_twice(monkeypatch, second, suspicious):
+    measured = iter([1e9, second])
+    monkeypatch.setattr(
+        figures, "measure_ceilings", lambda *where: Ceilings("cpu", "fp32", 2, next(measured), 1e9, 2e9, None)
+    )
+    ceilings = figures.MeasuredCeilings(threads=2)
+    figure = figures.judged(Operation("conv1", "forward", 10**9, 10**6), 0.2, ceilings, broken.PlainBackend())
+    assert figure["suspicious"] == suspicious
+    assert figure["gflop_per_s"] == pytest.approx(5)
+    assert figure["gb_per_s"] == pytest.approx(0.005)
+    assert figure["bound_by"] == "arithmetic"
+    assert list(measured) == []
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def machine_info(monkeypatch, gpu=None, **moment):
+    """What a file says of the machine; ``moment`` is what differs from run to run."""
+    clock, commit = moment.get("clock", 2.1e9), moment.get("commit", "aaaa")
+    environment = {
+        "cpu": "AMD EPYC",
+        "cores": 2,
+        "threads": 2,
+        "numba_opt": "2",
+        "commit": commit,
+        "dirty": False,
+        "command_line": [],
+    }
+    if gpu:
+        environment["gpu"] = {"name": gpu, "driver": "570.1", "sm_clock_mhz": int(clock / 1e6)}
+    with_gpu(monkeypatch, available=bool(gpu))
+    monkeypatch.setattr(options, "describe_environment", lambda device, *more: dict(environment))
+    monkeypatch.setattr(options, "highest_clocks", lambda: {"highest_sm_clock_mhz": 1_980})
+    config = asked(math="tf32")
+    config.stash[SETTINGS] = choose(config)
+    info = {
+        "node": moment.get("node", "a"),
+        "system": "Linux",
+        "cpu": {"hz_actual": [clock, 0], "brand_raw": "AMD EPYC"},
+    }
+    options.pytest_benchmark_update_machine_info(config, info)
+    return info
+
+
+@pytest.mark.parametrize("gpu", [None, "NVIDIA H200"])
+def test_two_runs_on_one_machine_say_the_same_of_it(monkeypatch, gpu):
+    first = machine_info(monkeypatch, gpu)
+    assert first == machine_info(monkeypatch, gpu, clock=3.0e9, commit="bbbb", node="b")
+    assert first["convbench"]["cpu"] == "AMD EPYC"
+    assert first["convbench"]["threads"] == 2
+    assert first["convbench"]["math"] == "tf32"
+    if gpu:
+        assert first["convbench"]["gpu"] == {"name": gpu, "driver": "570.1", "highest_sm_clock_mhz": 1_980}
+    assert first != machine_info(monkeypatch, "NVIDIA H100")
+
+
+def test_figures_of_another_machine_are_not_compared(monkeypatch):
+    now = machine_info(monkeypatch, "NVIDIA H200")
+    options.pytest_benchmark_compare_machine_info(now, {"machine_info": json.loads(json.dumps(now))})
+    other = machine_info(monkeypatch, "NVIDIA H100")
+    with pytest.raises(pytest.UsageError, match=r"convbench\.gpu\.name 'NVIDIA H200' instead of 'NVIDIA H100'"):
+        options.pytest_benchmark_compare_machine_info(now, {"machine_info": other})
+
+
+def test_files_are_kept_apart_by_machine_and_gpu(monkeypatch):
+    def described(device, *more):
+        return {"cpu": "AMD EPYC", "cores": 2, **({"gpu": {"name": "NVIDIA H200"}} if device == "gpu" else {})}
+
+    monkeypatch.setattr(options, "describe_environment", described)
+    with_gpu(monkeypatch)
+    config = asked()
+    folder = f"file://{ROOT}/results/benchmarks/amd-epyc-2c"
+    assert options.default_storage(config, choose(asked(device=["cpu"]))) == folder
+    assert options.default_storage(config, choose(asked())) == f"{folder}_nvidia-h200"
+
+
+STAND_INS = """
+import common.verify, bench.machine.ceilings, bench.machine.timers, versions.registry
+from time import perf_counter
+from types import SimpleNamespace
+
+class Event:
+    def record(self, stream):
+        self.at = 1e3 * perf_counter()
+    def synchronize(self):
+        pass
+
+def elapsed(start, end):
+    return end.at - start.at
+
+def load(self, device, *, math, threads):
+    from tests.broken import ReturnsZeros
+    return ReturnsZeros(math=math, threads=threads)
+
+events = SimpleNamespace(Event=Event, get_elapsed_time=elapsed)
+bench.machine.timers.device_timer = lambda backend: bench.machine.timers.EventTimer(None, events)
+bench.machine.ceilings.measure_ceilings = lambda *where: bench.machine.ceilings.Ceilings(*where[:3], 1e15, 1e15, 1e15, None)
+common.verify.verify = lambda *arguments, **options: [common.verify.Check("stands in", True, 0.0)]
+versions.registry.BackendInfo.load = load
+"""
+
+
+def run(*command, path=""):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_timed_run_and_its_file(tmp_path):
+    """The real suite on a backend whose forward pass is wrong, with device events for its clock."""
+    (tmp_path / "stand_ins.py").write_text(STAND_INS)
+    storage = f"--benchmark-storage=file://{tmp_path}/saved"
+    wanted = "(v2 or v4) and (conv2-forward or conv2-backward_data or step-sgd)"
+    options = [
+        "--device",
+        "cpu",
+        "--cache",
+        "warm",
+        "--cache",
+        "cold",
+        "--network",
+        "tiny",
+        "--benchmark-max-time",
+        "0.05",
+    ]
+    command = ["pytest", "tests/benchmarks", "-p", "no:cacheprovider", "-p", "stand_ins", "--benchmark-only", *options]
+    backends = ["--backend", "v2", "--backend", "v4"]
+    code, output = run(*command, *backends, storage, "--benchmark-save", "one", "-k", wanted, path=tmp_path)
+    assert code == 1, output
+    assert "4 failed, 8 passed" in output
+
+    (file,) = (tmp_path / "saved").glob("*/0001_one.json")
+    saved = json.loads(file.read_text())
+    found = {benchmark["param"]: benchmark for benchmark in saved["benchmarks"]}
+    operations = ("conv2-backward_data", "step-sgd")
+    assert set(found) == {f"{v}-cpu-{op}-tiny{c}" for v in ("v2", "v4") for op in operations for c in ("", "-cold")}
+    assert {benchmark["options"]["timer"] for benchmark in found.values()} == {"cuda_event"}
+
+    warm, cold = found["v2-cpu-step-sgd-tiny"], found["v2-cpu-step-sgd-tiny-cold"]
+    assert warm["group"] == "cpu step-sgd tiny"
+    assert warm["stats"]["rounds"] >= 5
+    assert (cold["stats"]["iterations"], cold["group"]) == (1, "cpu step-sgd tiny cold")
+    told = warm["extra_info"]
+    assert told["verified"] is True
+    assert told["checks"] == 3
+    assert told["suspicious"] is None
+    assert told["gb_per_s"] == pytest.approx(told["least_bytes"] / warm["stats"]["median"] / 1e9)
+    assert (told["cache"], told["math"], told["layout"], told["registers"]) == ("warm", "fp32", "NCHW", None)
+    assert "node" not in saved["machine_info"]
+    assert saved["machine_info"]["convbench"]["network"] == "tiny"
+
+    file.with_name("0002_two.json").write_text(file.read_text())
+    code, output = run("pytest_benchmark", f"--storage=file://{tmp_path}/saved", "compare", "--columns=median")
+    assert code == 0, output
+    assert "test_operation[v4-cpu-step-sgd-tiny] (0001_one)" in output
+    assert "test_operation[v4-cpu-step-sgd-tiny] (0002_two)" in output
+
+
+def test_a_wrong_name_ends_pytest_with_one_line():
+    code, output = run("pytest", "tests/benchmarks", "-p", "no:cacheprovider", "--benchmark-only", "--backend", "v9")
+    assert code == 4
+    assert output.strip() == "ERROR: unknown backend 'v9': choose from v1, v2, v3, v4, all"

@@ -1,0 +1,115 @@
+"""Every version on a real GPU; skipped where there is none."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bench.machine.devices import device_status
+from bench.training.checkpoint import load_checkpoint
+from bench.training.data import load_training_data
+from bench.training.folder import LAST
+from common.architecture import autoencoder
+from common.dataset import photo_crops
+from common.network import Network, initial_parameters
+from common.training import Evaluator, Trainer
+from common.verify import verify
+from tests.commands.test_cli import convbench
+from tests.support.parity import assert_training_parity
+from tests.support.tiny_training import ARCHITECTURE, tiny_config, train_tiny
+from versions.registry import REGISTRY, find, names
+
+STATUS = device_status("gpu")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not STATUS.available, reason=f"no GPU: {STATUS.reason}")]
+
+
+def checks_at_full_size(backend):
+    return verify(backend, autoencoder(), batch_sizes=(64, 16))
+
+
+each_version = pytest.mark.parametrize("name", names())
+
+
+@each_version
+def test_verified_at_the_real_shapes(name):
+    failures = [check for check in checks_at_full_size(find(name).load("gpu")) if not check.passed]
+    assert failures == []
+
+
+@each_version
+def test_ten_steps_at_full_width(name):
+    assert_training_parity(
+        find(name).load("gpu"), autoencoder(), steps=10, batch_size=4, samples=18, learning_rate=0.001
+    )
+
+
+@pytest.mark.parametrize("info", [info for info in REGISTRY if info.uses_gemm], ids=lambda info: info.name)
+def test_tf32_is_verified_and_is_not_float32(info):
+    results = {}
+    for math in ("fp32", "tf32"):
+        backend = info.load("gpu", math=math)
+        assert [check for check in checks_at_full_size(backend) if not check.passed] == []
+        rng = np.random.default_rng(0)
+        x, w = (backend.upload(rng.standard_normal(shape, np.float32)) for shape in ((2, 8, 8, 8), (16, 8, 3, 3)))
+        y, b = backend.upload(np.zeros((2, 16, 8, 8), np.float32)), backend.upload(np.zeros(16, np.float32))
+        backend.conv2d_forward(x, w, b, y, False)
+        backend.synchronize()
+        results[math] = backend.read(y)
+    if device_status("gpu").name.startswith("NVIDIA H"):
+        assert not np.array_equal(results["fp32"], results["tf32"])
+
+
+@each_version
+def test_two_runs_of_one_seed_are_the_same_run(name):
+    ends = []
+    for _ in range(2):
+        backend = find(name).load("gpu")
+        architecture = autoencoder()
+        network = Network(backend, architecture, 64, initial_parameters(architecture, 0))
+        trainer = Trainer(network, photo_crops(200, 0), learning_rate=0.001, seed=0)
+        trainer.run_epoch()
+        trainer.run_epoch()
+        ends.append((trainer.read_losses(), network.read_parameters()))
+    assert backend.deterministic, "its record says that it is not: this test is to be told"
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    for parameter, value in ends[0][1].items():
+        np.testing.assert_array_equal(ends[1][1][parameter], value, err_msg=parameter)
+
+
+@each_version
+def test_training_goes_on_from_the_cpu_to_the_gpu(tmp_path, name):
+    """Begun on V1 on the CPU, stopped and resumed on the GPU, and once on the CPU alone."""
+    train_tiny(tmp_path / "cpu", tiny_config(4, "v1"))
+    expected = load_checkpoint(tmp_path / "cpu" / LAST, ARCHITECTURE)
+    out = tmp_path / "mixed"
+    train_tiny(out, tiny_config(2, "v1"))
+    train_tiny(out, tiny_config(3, name, device="gpu"))
+    train_tiny(out, tiny_config(4, name, device="gpu"))
+    found = load_checkpoint(out / LAST, ARCHITECTURE)
+    start = initial_parameters(ARCHITECTURE, 0)
+    for parameter, value in expected.parameters.items():
+        moved = np.linalg.norm(value - start[parameter])
+        assert np.linalg.norm(found.parameters[parameter] - value) <= 2e-3 * moved, parameter
+
+
+def test_streamed_pictures_train_to_the_same_bits_on_the_gpu(tmp_path):
+    np.save(tmp_path / "pictures.npy", photo_crops(200, 0))
+    architecture = autoencoder()
+    ends = []
+    for stream in (False, True):
+        data = load_training_data(str(tmp_path / "pictures.npy"), tmp_path, 150, 20, 0, stream=stream)
+        network = Network(find("v4").load("gpu"), architecture, 64, initial_parameters(architecture, 0))
+        trainer = Trainer(network, data.train, learning_rate=0.001, seed=0)
+        trainer.run_epoch()
+        ends.append((trainer.read_losses(), Evaluator(network, data.held_out).mse()))
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
+def test_run_on_the_gpu(tmp_path):
+    done = convbench("run", "--device=gpu", "--samples=200", "--epochs=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results" / "runs").iterdir()
+    data = json.loads(path.read_text())
+    assert data["environment"]["gpu"]["name"] == STATUS.name
+    assert all(row["verified"] and row["device"] == "gpu" and len(row["epoch_s"]) == 2 for row in data["rows"])
