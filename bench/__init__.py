@@ -1,1 +1,3 @@
-"""Measuring: the command line, the runner and its workers, the records they write and the charts drawn from those."""
+"""convbench: commands, measuring, records and views; README.md has the map of the rooms."""
+
+__version__ = "0.2.0"

@@ -1,1 +1,1 @@
-"""What every backend shares: the network, the contract, the truth it is held to, the data and the training loop."""
+"""Shared by all versions: the network, the backend interface, the float64 reference, the data, the training loop."""

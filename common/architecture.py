@@ -2,8 +2,8 @@
 
 A symmetric convolutional autoencoder. Each stage is one 3x3 convolution (stride 1, padding 1, with a bias), and all
 but the last are followed by a ReLU and by one resampling: a 2x2 max-pool on the way down, a nearest-neighbour
-upsampling by two on the way up. Nothing here computes anything on pictures; the backends, the reference, the memory
-plan and the tables are all driven by this description, so a test can run a tiny network through the same code.
+upsampling by two on the way up. Nothing here computes anything on pictures. The backends, the reference, the memory
+plan and the tables all read this description, so a test can run a tiny network through the same code.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Resample = Literal["maxpool", "upsample"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One convolution and what follows it.
+    """One convolution, and the ReLU and resampling after it.
 
-    ``height`` and ``width`` are the picture's at the convolution, which leaves them unchanged. ``resample`` is what
-    comes after; a stage that resamples also has a ReLU in between, one that does not is linear.
+    ``height`` and ``width`` are the size at the convolution, which does not change it. A stage with a ``resample`` has
+    a ReLU before the resampling; a stage without one is linear.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Stage:
 
     @property
     def flops(self) -> int:
-        """FLOPs of the convolution for one picture, a multiply and an add counted as two.
+        """FLOPs of the convolution for one picture; a multiply and an add count as two.
 
         Forward, backward data and backward filter cost the same.
         """
@@ -71,12 +71,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The stages in order. Each stage takes what the one before it gives."""
+    """The stages in order. The output of each stage is the input of the next."""
 
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        """Reject stages that do not fit together."""
+        """Raise UsageError if a stage's input is not the output of the stage before it."""
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             given = (before.out_channels, before.out_height, before.out_width)
             wanted = (after.in_channels, after.height, after.width)
@@ -97,8 +97,8 @@ class Architecture:
     def training_flops(self) -> int:
         """FLOPs of one training step for one picture.
 
-        Forward and backward filter of every convolution, backward data of all but the first: nothing needs the
-        gradient to the picture.
+        Forward and backward filter of every convolution, and backward data of all but the first: no operation needs
+        the gradient with respect to the pictures.
         """
         return 2 * self.forward_flops + sum(stage.flops for stage in self.stages[1:])
 
@@ -116,7 +116,7 @@ class Architecture:
 
     @property
     def latent_stages(self) -> int:
-        """How many stages lead to the latent, the smallest picture; the first of them where several are smallest."""
+        """Number of stages up to the latent: the first stage output with the fewest pixels."""
         areas = [stage.out_height * stage.out_width for stage in self.stages]
         return areas.index(min(areas)) + 1
 
@@ -128,7 +128,7 @@ class Architecture:
 
     @property
     def values_per_image(self) -> int:
-        """Values in one picture, which are also the terms of its loss."""
+        """Values in one picture; its loss has as many terms."""
         return prod(self.input_shape)
 
 
@@ -137,8 +137,8 @@ def autoencoder(
 ) -> Architecture:
     """Build the symmetric autoencoder for pictures of ``image_size`` (H, W).
 
-    ``widths`` are the filters of the outer and of the inner convolutions; (256, 128) is the network that the suite
-    measures. H and W must divide by four, for two poolings.
+    ``widths`` are the numbers of filters of the outer and of the inner convolutions; (256, 128) is the network that
+    the suite measures. H and W must be multiples of four, because there are two poolings.
     """
     height, width = image_size
     outer, inner = widths
@@ -158,11 +158,11 @@ def autoencoder(
 
 
 def receptive_fields(architecture: Architecture) -> list[tuple[str, set[int]]]:
-    """Return, for each layer, how many input columns can move one of its values.
+    """Return, for each layer, on how many input columns one of its values depends.
 
-    Exact: each output column is walked back through every layer to the interval of input columns it depends on. After
-    an upsampling there can be two sizes, by the parity of the position. Positions whose interval is cut by the
-    picture's border are left out, unless all are; then the largest that the border leaves is given.
+    The result is exact: each output column is traced back through every layer to an interval of input columns. After
+    an upsampling there can be two sizes, one for even and one for odd positions. Positions whose interval crosses the
+    picture's border are left out. If all do, the largest interval inside the picture is returned.
     """
     picture_width = architecture.stages[0].width
     layers: list[str] = []
@@ -186,7 +186,7 @@ def receptive_fields(architecture: Architecture) -> list[tuple[str, set[int]]]:
 
 
 def _input_span(column: int, layers: list[str]) -> tuple[int, int]:
-    """First and last input column, the border ignored, that ``column`` of the last of ``layers`` depends on."""
+    """First and last input column that ``column`` of the last of ``layers`` depends on, ignoring the border."""
     first = last = column
     for layer in reversed(layers):
         if layer == "convolution":

@@ -1,14 +1,13 @@
-"""The contract between the network and a version of it.
+"""The interface between the network and a version.
 
-A version supplies the operations that make it that version: the convolution with bias and optional ReLU, and its three
-gradients. The device classes ``CpuBackend`` and ``GpuBackend`` supply what is shared: memory, the element-wise
-operations, the loss and SGD. A stage (convolution, ReLU, resampling) is put together here from those operations; a
-version that fuses them overrides ``stage_forward`` or ``stage_backward`` and nothing else changes.
+A version implements four operations: the convolution with bias and optional ReLU, and its three gradients. The device
+classes ``CpuBackend`` and ``GpuBackend`` implement what all versions share: memory, the element-wise operations, the
+loss and SGD. By default a stage (convolution, ReLU, resampling) calls these operations one after another. A version
+that fuses some of them overrides ``stage_forward`` or ``stage_backward``; nothing else changes.
 
-Who owns what: the network owns every buffer and hands views of them to the backend; the backend owns its workspace,
-which it allocates in ``prepare``. No operation allocates. An operation reads its inputs, overwrites the whole of its
-output, and leaves its inputs as they were. "Buffer" below means a float32 NumPy array on the CPU and a Numba device
-array on the GPU.
+Ownership: the network owns every buffer and passes views of them to the backend. The backend owns its workspace and
+allocates it in ``prepare``. No operation allocates. An operation reads its inputs, overwrites its whole output, and
+does not change its inputs. "Buffer" below means a float32 NumPy array on the CPU and a Numba device array on the GPU.
 
 Axis letters: N batch, H height, W width, C input channels, K filters, R x S the 3x3 window.
 """
@@ -24,7 +23,7 @@ from common.architecture import Architecture, Stage
 
 Layout = Literal["NHWC", "NCHW"]
 Device = Literal["cpu", "gpu"]
-Math = Literal["fp32", "tf32"]
+Precision = Literal["fp32", "tf32"]
 Buffer = Any
 
 LAYOUT_FROM_NCHW = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
@@ -42,7 +41,7 @@ def filter_shape(layout: Layout, filters: int, channels: int, window: int = 3) -
 
 
 def from_canonical(array: np.ndarray, layout: Layout) -> np.ndarray:
-    """Copy (N, C, H, W) or (K, C, R, S) into ``layout``; filters move like pictures, so one rule serves both."""
+    """Copy (N, C, H, W) or (K, C, R, S) into ``layout``; the permutation is the same for pictures and filters."""
     return np.ascontiguousarray(array.transpose(LAYOUT_FROM_NCHW[layout]))
 
 
@@ -54,17 +53,16 @@ def to_canonical(array: np.ndarray, layout: Layout) -> np.ndarray:
 class Backend(ABC):
     """One version on one device.
 
-    Subclasses set ``layout``, ``device`` and, where sums across threads can differ from run to run,
-    ``deterministic = False``.
+    Subclasses set ``layout`` and ``device``, and ``deterministic = False`` if results can differ from run to run.
     """
 
     layout: Layout
     device: Device
     deterministic: bool = True
 
-    def __init__(self, *, math: Math = "fp32", threads: int | None = None) -> None:
-        """Make a backend; ``threads`` is for the CPU and ``math`` for GEMM on a GPU. Each ignores the other's."""
-        self.math: Math = math
+    def __init__(self, *, precision: Precision = "fp32", threads: int | None = None) -> None:
+        """Create a backend. Only a CPU uses ``threads``; only GEMM on a GPU uses ``precision``."""
+        self.precision: Precision = precision
         self.threads = threads
 
     # Memory -----------------------------------------------------------------------------------------------------
@@ -79,11 +77,11 @@ class Backend(ABC):
 
     @abstractmethod
     def read(self, buffer: Buffer) -> np.ndarray:
-        """Copy ``buffer`` to a new host array. Waits only for the copy: call ``synchronize`` first."""
+        """Copy ``buffer`` to a new host array. It waits only for the copy: call ``synchronize`` first."""
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until everything that was asked of the device is done."""
+        """Wait until the device has finished all work."""
 
     def upload(self, array: np.ndarray) -> Buffer:
         """Allocate a buffer and fill it from a host array."""
@@ -94,7 +92,7 @@ class Backend(ABC):
     def prepare(self, architecture: Architecture, batch_size: int) -> None:  # noqa: B027
         """Allocate the workspace for these stages and at most ``batch_size`` pictures; by default there is none."""
 
-    # What makes a version ---------------------------------------------------------------------------------------
+    # Operations that each version implements ---------------------------------------------------------------------
 
     @abstractmethod
     def conv2d_forward(self, x: Buffer, w: Buffer, b: Buffer, y: Buffer, relu: bool) -> None:
@@ -102,15 +100,15 @@ class Backend(ABC):
 
     @abstractmethod
     def conv2d_backward_data(self, dy: Buffer, w: Buffer, dx: Buffer) -> None:
-        """Write the gradient to the convolution's input."""
+        """Write the gradient with respect to the convolution's input."""
 
     @abstractmethod
     def conv2d_backward_filter(self, x: Buffer, dy: Buffer, dw: Buffer) -> None:
-        """Write the gradient to the filters, summed over the batch."""
+        """Write the gradient with respect to the filters, summed over the batch."""
 
     @abstractmethod
     def conv2d_backward_bias(self, dy: Buffer, db: Buffer) -> None:
-        """Write the gradient to the biases (K,): the sum of dy over N, H and W."""
+        """Write the gradient with respect to the biases (K,): the sum of dy over N, H and W."""
 
     # Shared by the versions of a device -------------------------------------------------------------------------
 
@@ -118,19 +116,19 @@ class Backend(ABC):
     def gather_batch(self, images: Buffer, order: Buffer, start: int, x: Buffer) -> None:
         """Fill x with pictures ``order[start:start + N]``, scaled from bytes to [0, 1], in the backend's layout.
 
-        ``images`` (samples, 3, H, W) uint8; ``order`` (samples,) int32; N is x's.
+        ``images`` (samples, 3, H, W) uint8; ``order`` (samples,) int32; N is the batch size of x.
         """
 
     @abstractmethod
     def maxpool_forward(self, y: Buffer, out: Buffer) -> None:
-        """Write the 2x2, stride-2 maximum of y; a NaN in the window wins."""
+        """Write the 2x2, stride-2 maximum of y; the result is NaN if the window has a NaN."""
 
     @abstractmethod
     def relu_maxpool_backward(self, y: Buffer, dout: Buffer, dy: Buffer) -> None:
         """Write the gradient through the pooling and the ReLU before it.
 
-        ``y`` is what came out of the ReLU. The first maximum of a window in row-major order gets the gradient, and
-        only where it is positive. ``dy`` may be ``y`` itself.
+        ``y`` is the output of the ReLU. The first maximum of a window in row-major order gets the gradient, if it is
+        positive. ``dy`` may be ``y`` itself.
         """
 
     @abstractmethod
@@ -152,10 +150,10 @@ class Backend(ABC):
     def sgd(self, parameters: Buffer, gradients: Buffer, learning_rate: float) -> None:
         """Subtract learning_rate * gradients from parameters, both flat."""
 
-    # A stage, put together from operations ----------------------------------------------------------------------
+    # A stage ----------------------------------------------------------------------------------------------------
 
     def stage_forward(self, stage: Stage, x: Buffer, w: Buffer, b: Buffer, y: Buffer, out: Buffer) -> None:
-        """Run convolution, ReLU and resampling: x -> y -> out; ``out`` is ``y`` where nothing is resampled."""
+        """Run convolution, ReLU and resampling: x -> y -> out; without resampling ``out`` is ``y``."""
         self.conv2d_forward(x, w, b, y, stage.relu)
         if stage.resample == "maxpool":
             self.maxpool_forward(y, out)
@@ -173,10 +171,10 @@ class Backend(ABC):
         db: Buffer,
         dx: Buffer | None,
     ) -> None:
-        """Turn the gradient to a stage's output into those to its parameters and, unless dx is None, its input.
+        """From ``dout`` compute the gradients of the stage's parameters and, unless ``dx`` is None, of its input.
 
-        Memory is reused: the gradient to the convolution's output replaces ``y``, and ``dx`` may share ``x``'s
-        storage, so the filter gradient, which reads x, comes first.
+        Memory is reused: the gradient of the convolution's output replaces ``y``, and ``dx`` may share memory with
+        ``x``. The filter gradient reads x and therefore comes first.
         """
         if stage.resample == "maxpool":
             self.relu_maxpool_backward(y, dout, y)

@@ -1,4 +1,4 @@
-"""What every CPU version shares: NumPy memory, thread counts, element-wise operations and SGD."""
+"""What the CPU versions share: NumPy memory, thread counts, element-wise operations and SGD."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from common import cpu_kernels
 from common.architecture import Architecture
-from common.backend import Backend, Math
+from common.backend import Backend, Precision
 from common.device import CACHE_LINE, usable_cores
 from common.errors import UsageError
 
@@ -18,16 +18,16 @@ from common.errors import UsageError
 class CpuBackend(Backend):
     """A version on the CPU: subclasses add the four convolution operations.
 
-    Numba's threads do the parallel work, a batch split over them by pictures. Each BLAS call inside one of them is
-    single-threaded: that keeps a picture's data in its core's cache, and two thread pools would fight over the cores.
-    Making a backend therefore sets, for the whole process, Numba's thread count and BLAS's to one.
+    Numba's threads run in parallel over the pictures of a batch. A BLAS call inside one of them uses a single thread:
+    a picture's data then stays in its core's cache, and two thread pools would compete for the cores. Creating a
+    backend therefore sets Numba's thread count, and BLAS's to one, for the whole process.
     """
 
     device = "cpu"
 
-    def __init__(self, *, math: Math = "fp32", threads: int | None = None) -> None:
-        """Fix the thread count; UsageError if it is below one or above what Numba was started with."""
-        super().__init__(math=math, threads=threads or min(usable_cores(), numba.config.NUMBA_NUM_THREADS))
+    def __init__(self, *, precision: Precision = "fp32", threads: int | None = None) -> None:
+        """Set the thread count; UsageError if it is below one or above Numba's maximum."""
+        super().__init__(precision=precision, threads=threads or min(usable_cores(), numba.config.NUMBA_NUM_THREADS))
         if not 1 <= self.threads <= numba.config.NUMBA_NUM_THREADS:
             raise UsageError(f"threads {threads}: choose from 1 to {numba.config.NUMBA_NUM_THREADS}")
         numba.set_num_threads(self.threads)
@@ -39,9 +39,10 @@ class CpuBackend(Backend):
         self._elementwise = {name: getattr(cpu_kernels, f"{name}_{suffix}") for name in names}
 
     def empty(self, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
-        """Allocate a NumPy array that begins with a cache line.
+        """Allocate a NumPy array aligned to a cache line.
 
-        NumPy's own begin anywhere in one, small ones elsewhere in every process, and with them the speed changes.
+        NumPy does not align its own arrays to cache lines. Where they begin differs between processes, and with it
+        the speed of the kernels.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         memory = np.empty(size + CACHE_LINE, np.uint8)
@@ -57,10 +58,10 @@ class CpuBackend(Backend):
         return buffer.copy()
 
     def synchronize(self) -> None:
-        """Do nothing: every call has finished when it returns."""
+        """Do nothing: every operation has finished when its call returns."""
 
     def prepare(self, architecture: Architecture, batch_size: int) -> None:
-        """Allocate the loss's per-picture sums."""
+        """Allocate one sum per picture for the loss."""
         self._sums = self.empty((batch_size,))
 
     def gather_batch(self, images: np.ndarray, order: np.ndarray, start: int, x: np.ndarray) -> None:

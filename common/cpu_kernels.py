@@ -1,8 +1,8 @@
 """Element-wise operations, the loss and SGD for the CPU, shared by every version: Numba loops, parallel over pictures.
 
-A batch is split over the threads by Numba's static schedule, each picture is done by one thread, and sums across
-pictures are added in their order afterwards, so results do not depend on timing. Comparisons are written so that a NaN
-survives: a buffer that was never filled must not become a harmless zero.
+Numba's static schedule splits a batch over the threads; one thread computes each picture. Sums over pictures are added
+afterwards in the order of the pictures, so results do not depend on timing. Comparisons keep NaN: the checks fill
+buffers with NaN before a call, and a value that was never written must not become zero.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ def gather_nhwc(images, order, start, x):
 
 @njit
 def _larger(a, b):
-    """The larger of two; b if either comparison with it fails, so that NaN wins."""
+    """The larger of two values; NaN if either is NaN."""
     return a if a >= b else (a if a != a else b)
 
 
@@ -76,7 +76,7 @@ def maxpool_forward_nhwc(y, out):
 
 @njit
 def _route(a, b, c, d, g):
-    """Send g to the first maximum of (a, b, c, d) if that is positive."""
+    """The gradient g at the first maximum of (a, b, c, d) if that is positive, zero elsewhere."""
     zero = np.float32(0)
     m = max(max(a, b), max(c, d))
     g = g if m > zero else zero
@@ -213,10 +213,10 @@ def sgd(parameters, gradients, learning_rate):
 
 
 @njit
-def turn_filters(w, turned):
-    # w (K,C,R,S)  turned, of that size, as (C,K,R,S): channels exchanged, each window turned by 180 degrees
+def flip_filters(w, flipped):
+    # w (K,C,R,S)  flipped, of the same size, as (C,K,R,S): K and C exchanged, each window rotated by 180 degrees
     K, C, R, S = w.shape
-    out = turned.reshape(C, K, R, S)
+    out = flipped.reshape(C, K, R, S)
     for k in range(K):
         for c in range(C):
             for r in range(R):
@@ -226,7 +226,7 @@ def turn_filters(w, turned):
 
 @njit
 def add_partials(partials, out):
-    # partials (threads, out.size or more)  out (size,): in the order of the threads, whichever was done first
+    # partials (threads, out.size or more)  out (size,): always added in the order of the threads
     for i in range(out.size):
         total = np.float32(0)
         for t in range(partials.shape[0]):

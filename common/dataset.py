@@ -1,6 +1,6 @@
-"""Pictures: CIFAR-10's binary version, or crops of two photographs where CIFAR-10 is not at hand.
+"""Pictures: CIFAR-10's binary version, or crops of two photographs if CIFAR-10 is not there.
 
-Both come as uint8 in (N, 3, 32, 32), the order of CIFAR-10's own records, and go to the device as bytes.
+Both are uint8 (N, 3, 32, 32), the order of CIFAR-10's own records, and are copied to the device as bytes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FILES = {
 }
 SOURCES = ("auto", "cifar10", "photos")
 PHOTO_PARTS = {"whole": (0.0, 1.0), "train": (0.0, 0.8), "test": (0.8, 1.0)}
-"""From where to where, as shares of a photograph's width, crops of a split may lie."""
+"""The part of a photograph's width that each split's crops come from."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures (N, 3, 32, 32) uint8 and a line that says where they came from."""
+    """Pictures (N, 3, 32, 32) uint8, and a line about their source."""
 
     images: np.ndarray
     source: str
@@ -44,8 +44,8 @@ class Dataset:
 def load_pictures(source: str, data_dir: Path, samples: int, seed: int) -> Dataset:
     """Load ``samples`` pictures from ``source``: auto, cifar10 or photos.
 
-    ``auto`` takes CIFAR-10 if its first training file is in ``data_dir``, else the photo crops. Raises UsageError for
-    an unknown source, for files that are missing or damaged, and for more samples than there are.
+    ``auto`` takes CIFAR-10 if its first training file is in ``data_dir``, and photo crops otherwise. Raises UsageError
+    for an unknown source, for missing or damaged files, and if there are fewer pictures than ``samples``.
     """
     if samples < 1:
         raise UsageError(f"samples {samples}: must be at least 1")
@@ -58,7 +58,7 @@ def load_pictures(source: str, data_dir: Path, samples: int, seed: int) -> Datas
 
 
 def choose_folder(source: str, data_dir: Path) -> Path | None:
-    """The folder with CIFAR-10's files that ``source`` means; None for photo crops. UsageError as in load_pictures."""
+    """The folder with CIFAR-10's files for ``source``; None for photo crops. UsageError as in ``load_pictures``."""
     if source not in SOURCES:
         raise UsageError(f"unknown data source {source!r}: choose from {', '.join(SOURCES)}")
     folder = None if source == "photos" else find_cifar10(data_dir)
@@ -71,7 +71,7 @@ def choose_folder(source: str, data_dir: Path) -> Path | None:
 
 
 def find_cifar10(data_dir: Path) -> Path | None:
-    """The folder, ``data_dir`` or the archive's own folder in it, that holds the first training file."""
+    """The folder that holds the first training file: ``data_dir`` or the archive's folder in it."""
     return next((place for place in _places(data_dir) if (place / FILES["train"][0]).exists()), None)
 
 
@@ -106,9 +106,9 @@ def read_cifar10(folder: Path, split: str = "train", count: int | None = None) -
 def cifar10_files(folder: Path, split: str) -> dict[Path, int]:
     """The binary files of ``split`` in ``folder``, in order, and how many records each has.
 
-    Every file that is there is checked for its size: a whole number of records, at least one, at most 10,000, and the
-    same number in each file (the official files hold 10,000; a smaller set, made for trials, may have one more in the
-    first files). Raises UsageError otherwise.
+    The size of every file is checked: a whole number of records, at least one, at most 10,000, and the same number in
+    each file (the official files hold 10,000; in a smaller set for experiments the first files may have one more).
+    Raises UsageError otherwise.
     """
     paths = []
     for name in FILES[split]:
@@ -130,7 +130,7 @@ def cifar10_files(folder: Path, split: str) -> dict[Path, int]:
 
 
 def check_labels(path: Path, labels: np.ndarray) -> None:
-    """Raise UsageError if one of a file's labels is none of CIFAR-10's."""
+    """Raise UsageError if a label in a file is not one of CIFAR-10's."""
     bad = np.flatnonzero(labels >= CLASSES)
     if bad.size:
         raise UsageError(f"{path}: record {bad[0]} has label {labels[bad[0]]}; labels are 0 to {CLASSES - 1}")
@@ -139,17 +139,17 @@ def check_labels(path: Path, labels: np.ndarray) -> None:
 def photo_crops(count: int, seed: int) -> np.ndarray:
     """Cut ``count`` different 32x32 crops, half of them mirrored, out of scikit-learn's two photographs.
 
-    The same seed gives the same crops in the same order, and a smaller count is a prefix of a larger one. Raises
-    UsageError if there are not that many. Source: ``sklearn.datasets.load_sample_images``.
+    The same seed gives the same crops in the same order, and a smaller count gives a prefix of a larger one. Raises
+    UsageError if there are fewer than ``count``. Source: ``sklearn.datasets.load_sample_images``.
     """
     return labelled_crops(count, seed, "whole")[0]
 
 
 def labelled_crops(count: int, seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """``photo_crops`` of a part of the photographs, and which of the two each is of: uint8 (count,).
+    """Crops as in ``photo_crops`` from a part of the photographs, and for each the photograph, 0 or 1: uint8 (count,).
 
-    ``split`` says where crops may lie: in the ``whole``, or, so that no pixel is in both, in the left four fifths
-    (``train``) or in the right fifth (``test``).
+    ``split`` names the part: the ``whole``, the left four fifths (``train``) or the right fifth (``test``). No pixel is
+    both in ``train`` and in ``test``.
     """
     from sklearn.datasets import load_sample_images
 
@@ -173,9 +173,9 @@ def labelled_crops(count: int, seed: int, split: str) -> tuple[np.ndarray, np.nd
 def download_cifar10(data_dir: Path, url: str = CIFAR10_URL, md5: str = CIFAR10_MD5, *, progress: bool = True) -> Path:
     """Fetch CIFAR-10's binary version into ``data_dir`` and return its folder.
 
-    The archive is checked against its MD5 before it is used, and unpacked beside its final place and moved there
-    whole; an interrupted or failed download leaves nothing behind that a later one would trust. Does nothing if the
-    files are there and sound. Raises UsageError if the server cannot be reached or the checksum is wrong.
+    The archive's MD5 is checked first. It is then unpacked into a temporary folder, which is renamed at the end, so an
+    interrupted or failed download leaves no partial data. Does nothing if valid files are already there. Raises
+    UsageError if the server cannot be reached or the checksum is wrong.
     """
     import pooch
 
@@ -211,7 +211,7 @@ def _places(data_dir: Path) -> tuple[Path, Path]:
 
 
 def _record_count(path: Path) -> int:
-    """Records in a file by its size; UsageError if that is impossible."""
+    """Number of records in a file, from its size; UsageError if the size is impossible."""
     size = path.stat().st_size
     most = RECORDS_PER_FILE * RECORD_BYTES
     if size == 0:
@@ -219,5 +219,5 @@ def _record_count(path: Path) -> int:
     if size > most:
         raise UsageError(f"{path} is oversized: {size:,} bytes, at most {most:,} ({RECORDS_PER_FILE:,} records)")
     if size % RECORD_BYTES:
-        raise UsageError(f"{path} is truncated: {size:,} bytes is no whole number of {RECORD_BYTES:,}-byte records")
+        raise UsageError(f"{path} is truncated: {size:,} bytes is not a whole number of {RECORD_BYTES:,}-byte records")
     return size // RECORD_BYTES

@@ -11,3 +11,9 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """Work that was begun and cannot be finished, by no fault of the request; exit code 1."""
+
+
+def check_number(name: str, value: int | None, least: int) -> None:
+    """Raise UsageError for a number that is too small; None is a default yet to come."""
+    if value is not None and value < least:
+        raise UsageError(f"{name} {value}: must {f'be at least {least}' if least else 'not be negative'}")

@@ -1,8 +1,8 @@
-"""What every GPU version shares: memory and stream, launches, GEMM, element-wise operations and SGD.
+"""What the GPU versions share: memory and stream, launches, GEMM, element-wise operations and SGD.
 
-Two runtimes stand behind the same few calls. ``CudaRuntime`` is a real GPU: CuPy owns the memory, each array is wrapped
-for Numba once, and kernels and cuBLAS run on one explicit stream. ``SimulatorRuntime`` is Numba's simulator, for tests
-only, where NumPy stands in for cuBLAS and nothing else is different. A buffer is a Numba device array in both.
+There are two runtimes with the same interface. ``CudaRuntime`` is a real GPU: CuPy owns the memory, each array is
+wrapped for Numba once, and kernels and cuBLAS run on one explicit stream. ``SimulatorRuntime`` is Numba's simulator,
+for tests only: NumPy replaces cuBLAS, and nothing else differs. A buffer is a Numba device array in both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numba import cuda
 
 from common import gpu_kernels
 from common.architecture import Architecture
-from common.backend import Backend, Buffer, Math
+from common.backend import Backend, Buffer, Precision
 from common.device import in_simulator
 from common.work import MOST_PARTIALS
 
@@ -26,9 +26,10 @@ ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 
 @dataclass(frozen=True)
 class Operand:
-    """A row-major float32 matrix inside a buffer: where it starts, and how far apart those of a batch are, in floats.
+    """A row-major float32 matrix inside a buffer, or a batch of them.
 
-    Stride 0 uses the same matrix for the whole batch.
+    ``offset`` is where the first one starts and ``stride`` the distance from one to the next, both in floats. Stride 0
+    uses the same matrix for the whole batch.
     """
 
     buffer: Buffer
@@ -42,8 +43,8 @@ class CudaRuntime:
 
     threads_per_block = 256
 
-    def __init__(self, math: Math) -> None:
-        """Open the device; ``math`` decides whether cuBLAS may use TF32."""
+    def __init__(self, precision: Precision) -> None:
+        """Open the device; ``precision`` decides whether cuBLAS may use TF32."""
         import cupy
         from cupy.cuda import cublas
 
@@ -51,13 +52,13 @@ class CudaRuntime:
         self._cublas = cublas
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._numba_stream = cuda.external_stream(self.stream.ptr)
-        # A handle of its own: CuPy's is shared by the whole process, and with it the math mode.
+        # A separate handle: the whole process shares CuPy's, and with it the math mode.
         self._handle = cublas.create()
-        cublas.setMathMode(self._handle, CUBLAS_TF32_TENSOR_OP_MATH if math == "tf32" else CUBLAS_DEFAULT_MATH)
+        cublas.setMathMode(self._handle, CUBLAS_TF32_TENSOR_OP_MATH if precision == "tf32" else CUBLAS_DEFAULT_MATH)
 
     def empty(self, shape: tuple[int, ...], dtype: type) -> Buffer:
         """Allocate from CuPy's pool and wrap for Numba, once."""
-        with self.stream:  # the pool hands memory out stream by stream
+        with self.stream:  # the pool keeps memory per stream
             return cuda.as_cuda_array(self._cupy.empty(shape, dtype), sync=False)
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
@@ -72,7 +73,7 @@ class CudaRuntime:
         return host
 
     def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Any:
-        """Fix a kernel's launch shape and stream."""
+        """Bind a kernel to its launch shape and stream."""
         return kernel[grid, block, self._numba_stream]
 
     def synchronize(self) -> None:
@@ -84,11 +85,11 @@ class CudaRuntime:
     ) -> None:
         """c (m, n) = op(a) . op(b), added to c if ``accumulate``, for each of a batch; row-major.
 
-        cuBLAS is column-major, where a row-major matrix is its own transpose: b goes first, m and n change places.
+        cuBLAS is column-major and sees a row-major matrix as its transpose: b goes first, and m and n are exchanged.
         """
         lda, ldb = (m if a.transposed else k), (k if b.transposed else n)
         pointers = [operand.buffer.device_ctypes_pointer.value + 4 * operand.offset for operand in (b, a, c)]
-        # cuBLAS reads alpha and beta through host pointers while it is being called.
+        # cuBLAS reads alpha and beta through host pointers during the call.
         alpha, beta = ONE.ctypes.data, (ONE if accumulate else ZERO).ctypes.data
         letters = int(b.transposed), int(a.transposed)  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
         with self.stream:  # CuPy's wrapper runs cuBLAS on its current stream
@@ -108,7 +109,7 @@ class CudaRuntime:
 
 
 class SimulatorRuntime:
-    """Numba's simulator: the kernels run as Python, in small blocks because each thread costs real time."""
+    """Numba's simulator: kernels run as Python, in small blocks because simulating a thread is slow."""
 
     threads_per_block = 32
 
@@ -125,7 +126,7 @@ class SimulatorRuntime:
         return buffer.copy_to_host()
 
     def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Any:
-        """Fix a kernel's launch shape; anew at each call, because here the kernel object itself remembers it."""
+        """Bind a kernel to its launch shape, at each call anew: the simulator stores the shape in the kernel itself."""
         return lambda *arguments: kernel[grid, block](*arguments)
 
     def synchronize(self) -> None:
@@ -134,7 +135,7 @@ class SimulatorRuntime:
     def gemm(
         self, m: int, n: int, k: int, a: Operand, b: Operand, c: Operand, *, batch: int = 1, accumulate: bool = False
     ) -> None:
-        """NumPy in cuBLAS's place; see CudaRuntime.gemm."""
+        """NumPy instead of cuBLAS; see CudaRuntime.gemm."""
         hosts = [operand.buffer.copy_to_host().reshape(-1) for operand in (a, b, c)]
 
         def matrix(operand: Operand, host: np.ndarray, rows: int, columns: int, i: int) -> np.ndarray:
@@ -154,22 +155,22 @@ class GpuBackend(Backend):
 
     device = "gpu"
 
-    def __init__(self, *, math: Math = "fp32", threads: int | None = None, runtime: Any = None) -> None:
-        """Open the device, or use the ``runtime`` given (tests and the compile check bring their own)."""
-        super().__init__(math=math, threads=threads)
-        self.runtime = runtime or (SimulatorRuntime() if in_simulator() else CudaRuntime(math))
+    def __init__(self, *, precision: Precision = "fp32", threads: int | None = None, runtime: Any = None) -> None:
+        """Open the device, or use ``runtime`` if given (tests and the compile check have their own)."""
+        super().__init__(precision=precision, threads=threads)
+        self.runtime = runtime or (SimulatorRuntime() if in_simulator() else CudaRuntime(precision))
         self._bound: dict[tuple, Any] = {}
         self._reshaped: dict[tuple[int, tuple[int, ...]], tuple[Buffer, Buffer]] = {}
 
     # Launching --------------------------------------------------------------------------------------------------
 
     def launch(self, kernel: Any, values: int, *arguments: Any) -> None:
-        """Run ``kernel`` with a thread for each of ``values``, in one dimension."""
+        """Run ``kernel`` on a one-dimensional grid with at least ``values`` threads."""
         block = self.runtime.threads_per_block
         self.launch_grid(kernel, (-(-values // block),), (block,), *arguments)
 
     def launch_grid(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
-        """Run ``kernel`` in a given shape, bound the first time it is seen."""
+        """Run ``kernel`` with a launch shape; it is bound to the shape the first time only."""
         key = (kernel, grid, block)
         launcher = self._bound.get(key)
         if launcher is None:
@@ -177,10 +178,10 @@ class GpuBackend(Backend):
         launcher(*arguments)
 
     def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
-        """A view of ``buffer`` in another shape, made once: making one costs more than a launch."""
+        """A view of ``buffer`` in another shape, created once: creating one costs more than a launch."""
         key = (id(buffer), shape)
         if key not in self._reshaped:
-            # The buffer itself is kept too, so that its id stays its own.
+            # Keeping the buffer alive too makes sure that no other object gets its id.
             self._reshaped[key] = (buffer, buffer.reshape(shape))
         return self._reshaped[key][1]
 
@@ -189,11 +190,11 @@ class GpuBackend(Backend):
         return self.reshaped(buffer, (prod(buffer.shape),))
 
     def sum_shares(self, partials: Buffer, shares: int, out: Buffer) -> None:
-        """Add up ``shares`` arrays of ``out``'s size that lie one after another in ``partials``, in that order."""
+        """Add ``shares`` arrays of ``out``'s size, stored one after another in ``partials``, in that order."""
         self.launch(gpu_kernels.sum_shares_kernel, prod(out.shape), self.flat(partials), shares, self.flat(out))
 
     def _planes(self, buffer: Buffer) -> Buffer:
-        """(outer, H, W, inner), as the element-wise kernels want it."""
+        """The view (outer, H, W, inner) that the element-wise kernels take."""
         if self.layout == "NHWC":
             return buffer
         n, c, h, w = buffer.shape

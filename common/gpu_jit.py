@@ -1,7 +1,7 @@
-"""How every GPU kernel is declared and how it indexes: the few things a kernel file needs beside Numba itself.
+"""How GPU kernels are declared and how they index: what a kernel file needs besides Numba.
 
-The number of registers is a promise twice over: the compilers are told not to exceed it on a real GPU, and the compile
-gate fails when a kernel needs more than it states, or has to spill to keep it.
+Each kernel states its number of registers. On a real GPU the compiler may not exceed it, and the compile check fails
+when a kernel needs more or spills to stay within it.
 """
 
 from collections.abc import Callable
@@ -12,28 +12,27 @@ from numba import cuda
 
 from common.device import in_simulator
 
-# An index that is never negative. Numba lets a signed index count from the end, as Python does: three instructions a
-# load, which also keep the compiler from seeing that neighbouring loads are neighbours and can be one wide load.
-offset = np.uint64
+# Casts an index that is never negative. Numba lets a signed index count from the end, as Python does. That costs three
+# instructions a load and hides from the compiler that neighbouring loads can be combined into one wide load.
+unsigned = np.uint64
 
-# ANDed with an index of a thread, of a block or into a tile, these change nothing, but tell the compiler that it is not
-# negative, so that dividing it by a power of two is a shift.
+# Masks for the index of a thread, of a block and into a tile. Such an AND changes no value, but tells the compiler that
+# the index is not negative, so that dividing it by a power of two is a shift.
 THREAD_BITS = 0x3FF
 BLOCK_BITS = 0x7FFFFFFF
 INDEX_BITS = 0xFFFF
 
-
-# Shared arrays that are read four neighbours at a time begin at a 16-byte boundary; the simulator knows no alignment.
+# Bytes: shared arrays that are read in vectors of four floats are aligned to 16. The simulator takes no alignment.
 ALIGNMENT = None if in_simulator() else 16
 
 
 def gpu_kernel(*, registers: int) -> Callable[[Callable], Any]:
     """Declare a kernel that needs at most ``registers`` 32-bit registers a thread."""
     if in_simulator():
-        return cuda.jit  # it has no registers to bound
+        return cuda.jit  # it has no registers
     return cuda.jit(max_registers=registers)
 
 
 def stated_registers(kernel: Any) -> int | None:
-    """The bound a kernel was declared with; None if it states none."""
+    """The number of registers that a kernel was declared with; None if it states none."""
     return kernel.targetoptions.get("max_registers")

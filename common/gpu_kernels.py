@@ -1,16 +1,16 @@
 """Element-wise operations, the loss and SGD for the GPU, shared by every version: one thread per value.
 
-Pictures come as (outer, H, W, inner): NHWC is (N, H, W, C) as it is, NCHW is viewed as (N*C, H, W, 1). The inner axis
-varies fastest over the threads, so that neighbouring lanes touch neighbouring addresses in both layouts. Comparisons
-are written so that a NaN survives. Every sum across threads has a fixed order and no atomics.
+Pictures are (outer, H, W, inner): NHWC is already (N, H, W, C), NCHW is viewed as (N*C, H, W, 1). The inner axis varies
+fastest over the threads, so that neighbouring lanes access neighbouring addresses in both layouts. Comparisons keep
+NaN. Every sum across threads has a fixed order and uses no atomics.
 """
 
 import numpy as np
 from numba import cuda
 
-from common.gpu_jit import BLOCK_BITS, gpu_kernel, offset
+from common.gpu_jit import BLOCK_BITS, gpu_kernel, unsigned
 
-REDUCTION_THREADS = 64  # threads of the block that finishes a sum; also its shared array's length
+REDUCTION_THREADS = 64  # threads of the block that finishes a sum; also the length of its shared array
 
 
 @gpu_kernel(registers=32)
@@ -52,7 +52,7 @@ def maxpool_forward_kernel(y, out):
         best = y[o, 2 * h, 2 * w, c]
         for tap in range(1, 4):
             value = y[o, 2 * h + tap // 2, 2 * w + tap % 2, c]
-            # A NaN differs from itself; once it is the best, nothing compares larger.
+            # A NaN differs from itself. Once it is the best, no value compares larger.
             if value > best or value != value:
                 best = value
         out[o, h, w, c] = best
@@ -72,7 +72,7 @@ def relu_maxpool_backward_kernel(y, dout, dy):
         winner = 0
         for tap in range(1, 4):
             value = y[o, 2 * h + tap // 2, 2 * w + tap % 2, c]
-            # Strictly larger: of equal values the first one keeps the gradient.
+            # Strictly larger: of equal values the first one gets the gradient.
             if value > best:
                 best = value
                 winner = tap
@@ -150,8 +150,8 @@ def sum_shares_kernel(partials, shares, out):
     if i < size:
         total = np.float32(0)
         for share in range(shares):
-            total += partials[offset(share * size + i)]
-        out[offset(i)] = total
+            total += partials[unsigned(share * size + i)]
+        out[unsigned(i)] = total
 
 
 @gpu_kernel(registers=32)

@@ -1,9 +1,10 @@
-"""The network on a backend: owns the buffers, walks the stages forward and backward. No device code here.
+"""The network on a backend: it owns the buffers and runs the stages forward and backward. No device code here.
 
-Memory is planned from the architecture alone. A gradient never needs memory of its own: the gradient to a
-convolution's output replaces that output once the ReLU and pooling decisions have been read from it, and the gradient
-to a stage's input replaces that input once the filter gradient has read it. So one buffer holds "an activation, later
-its gradient". Parameters lie in one flat buffer and their gradients in another, so that SGD is one pass.
+Memory is planned from the architecture alone. The gradient of an activation needs no memory of its own: the gradient of
+a convolution's output replaces that output after the ReLU and pooling decisions have been read from it, and the
+gradient of a stage's input replaces that input after the filter gradient has read it. One buffer therefore holds an
+activation and later its gradient. All parameters are in one flat buffer and their gradients in another, so that SGD is
+one pass.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ALIGNMENT = 64  # floats: each parameter starts on a 256-byte boundary of the fl
 
 @dataclass(frozen=True)
 class BufferPlan:
-    """One buffer of the network: its shape in the backend's layout, and what it is for."""
+    """One buffer of the network: its shape in the backend's layout, and its purpose."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +36,7 @@ class BufferPlan:
 
 
 def plan_activations(architecture: Architecture, batch_size: int, layout: Layout) -> list[BufferPlan]:
-    """Plan the input, each convolution's output and each resampled output, which later hold their gradients."""
+    """Plan the input, each convolution's output and each resampled output; each later holds its gradient."""
     channels, height, width = architecture.input_shape
     plans = [BufferPlan("input", activation_shape(layout, batch_size, channels, height, width), "batch of pictures")]
     for stage in architecture.stages:
@@ -57,7 +58,7 @@ def parameter_shapes(architecture: Architecture, layout: Layout) -> dict[str, tu
 
 
 def flat_offsets(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
-    """Where each parameter starts in the flat buffer, and the buffer's length, both in floats."""
+    """The start of each parameter in the flat buffer, and the length of that buffer, both in floats."""
     offsets = {}
     end = 0
     for name, shape in shapes.items():
@@ -84,7 +85,7 @@ def initial_parameters(architecture: Architecture, seed: int) -> dict[str, np.nd
 
 @dataclass(frozen=True)
 class _Views:
-    """The activations of a batch of a certain size: views of the first pictures of the full buffers."""
+    """Views of the first n pictures of each activation buffer, for batches of n pictures."""
 
     picture: Buffer
     convolved: list[Buffer]
@@ -92,14 +93,14 @@ class _Views:
 
 
 class Network:
-    """The stages of ``architecture`` run by ``backend``, for batches of at most ``batch_size`` pictures."""
+    """The stages of ``architecture`` on ``backend``, for batches of at most ``batch_size`` pictures."""
 
     def __init__(
         self, backend: Backend, architecture: Architecture, batch_size: int, parameters: dict[str, np.ndarray]
     ) -> None:
-        """Allocate everything and lay out ``parameters`` (canonical order) for the backend.
+        """Allocate all buffers and copy ``parameters`` (canonical order) into the backend's layout.
 
-        Raises ValueError if a stage before the last does not resample: its output's place would be its gradient's too.
+        Raises ValueError if a stage before the last does not resample: its output and gradient would share memory.
         """
         if any(stage.resample is None for stage in architecture.stages[:-1]):
             raise ValueError("every stage but the last must resample, or an output and its gradient share memory")
@@ -125,7 +126,7 @@ class Network:
         self._views: dict[int, _Views] = {}
 
     def write_parameters(self, parameters: dict[str, np.ndarray]) -> None:
-        """Set every parameter from its canonical form."""
+        """Set every parameter from an array in canonical order."""
         for name, buffer in self.parameters.items():
             value = np.asarray(parameters[name], np.float32)
             self.backend.write(buffer, from_canonical(value, self.backend.layout) if value.ndim == 4 else value)
@@ -139,7 +140,7 @@ class Network:
         return self._read(self.gradients)
 
     def views(self, n: int) -> _Views:
-        """Views for a batch of n pictures, made the first time that n is seen."""
+        """Views for a batch of n pictures, created at the first use of each n."""
         if n not in self._views:
             cut = {name: buffer if n == self.batch_size else buffer[:n] for name, buffer in self.activations.items()}
             stages = self.architecture.stages
@@ -151,7 +152,7 @@ class Network:
         return self._views[n]
 
     def forward(self, n: int, stages: int | None = None) -> Buffer:
-        """Run the first ``stages`` (all if None) on the n pictures in the input buffer; returns the last's output."""
+        """Run the first ``stages`` (all if None) on the n pictures in the input buffer and return the last output."""
         views = self.views(n)
         x = views.picture
         walk = zip(self.architecture.stages, views.convolved, views.outputs, strict=True)
@@ -162,7 +163,7 @@ class Network:
         return x
 
     def backward(self, n: int) -> None:
-        """Fill every parameter's gradient; the last output buffer holds the gradient to the prediction."""
+        """Compute the gradient of every parameter; the last output buffer holds the gradient of the prediction."""
         views = self.views(n)
         inputs = [views.picture, *views.outputs[:-1]]
         for i in reversed(range(len(self.architecture.stages))):
@@ -190,7 +191,7 @@ class Network:
         self.backend.sgd(self._flat, self._flat_gradients, learning_rate)
 
     def poison(self) -> None:
-        """Fill every activation and gradient with NaN, so that whatever a step leaves unwritten shows."""
+        """Fill every activation and gradient with NaN, so that a value that a step does not write is detected."""
         for buffer in [*self.activations.values(), *self.gradients.values()]:
             self.backend.write(buffer, np.full(buffer.shape, np.nan, np.float32))
 

@@ -1,79 +1,133 @@
-"""The operations of a training step, with the work that each has to do whoever does it.
+"""The operations of a training step: one vocabulary for the checks, the benchmarks, the tables and the files.
 
-One list drives the layer table, the roofline and the pytest-benchmark suite. FLOPs are those of the result, a multiply
-and an add counted as two; bytes are the least that can cross memory, every operand read or written once. A version that
-moves more, or computes more, is not credited for it.
+Names are cuDNN's. Each operation also has the work that it must do, whoever does it: FLOPs of the result, a multiply
+and an add counted as two, and the least bytes that can cross memory, every operand read or written once. A version that
+moves more, or computes more, gets no credit for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from math import prod
 
 from common.architecture import Architecture, Stage
-from common.work import float_bytes
 
-WHOLE_STEP = "step"  # stands in the stage's place for what belongs to no stage: gather, loss, SGD
+FLOAT_BYTES = 4
+WHOLE_STEP = "step"  # takes the stage's place for operations that belong to no stage: gather, loss, SGD
+
+
+class Operation(StrEnum):
+    """An operation, spelled as files, test names and tables spell it."""
+
+    GATHER = "gather"
+    FORWARD = "forward"
+    MAXPOOL = "maxpool"
+    UPSAMPLE = "upsample"
+    LOSS = "loss"
+    MAXPOOL_BACKWARD = "maxpool_backward"
+    UPSAMPLE_BACKWARD = "upsample_backward"
+    BACKWARD_FILTER = "backward_filter"
+    BACKWARD_BIAS = "backward_bias"
+    BACKWARD_DATA = "backward_data"
+    SGD = "sgd"
+    # What a version that overrides a whole stage does there outside the operations above.
+    STAGE_FORWARD = "stage_forward"
+    STAGE_BACKWARD = "stage_backward"
+    PREPARE = "prepare"
+
+    @property
+    def words(self) -> str:
+        """The name with spaces: ``backward filter``."""
+        return self.value.replace("_", " ")
+
+
+METHODS = {
+    "gather_batch": Operation.GATHER,
+    "conv2d_forward": Operation.FORWARD,
+    "maxpool_forward": Operation.MAXPOOL,
+    "upsample_forward": Operation.UPSAMPLE,
+    "mse_loss": Operation.LOSS,
+    "relu_maxpool_backward": Operation.MAXPOOL_BACKWARD,
+    "relu_upsample_backward": Operation.UPSAMPLE_BACKWARD,
+    "conv2d_backward_filter": Operation.BACKWARD_FILTER,
+    "conv2d_backward_bias": Operation.BACKWARD_BIAS,
+    "conv2d_backward_data": Operation.BACKWARD_DATA,
+    "sgd": Operation.SGD,
+}
+"""The operation that each method of a backend carries out."""
+
+STAGE_METHODS = {"stage_forward": Operation.STAGE_FORWARD, "stage_backward": Operation.STAGE_BACKWARD}
+"""The methods that a version overrides to fuse operations."""
+
+FORWARD_PASS = (Operation.FORWARD, Operation.MAXPOOL, Operation.UPSAMPLE, Operation.STAGE_FORWARD)
+
+
+def float_bytes(*shapes: tuple[int, ...]) -> int:
+    """Bytes of float32 arrays of these shapes together."""
+    return FLOAT_BYTES * sum(prod(shape) for shape in shapes)
 
 
 @dataclass(frozen=True)
-class Operation:
-    """One operation on one stage, for a whole batch; ``name`` is the backend's, in cuDNN's words."""
+class OperationWork:
+    """An operation on one stage, for a whole batch, and the least that it must do."""
 
     stage: str
-    name: str
+    operation: str
+    """An ``Operation``, or the name of a part of the network that is timed as one."""
     flops: int
     least_bytes: int
 
     @property
     def id(self) -> str:
         """``conv2-backward_filter``."""
-        return f"{self.stage}-{self.name}"
+        return f"{self.stage}-{self.operation}"
 
 
-def step_operations(architecture: Architecture, batch_size: int) -> list[Operation]:
+def step_work(architecture: Architecture, batch_size: int) -> list[OperationWork]:
     """Every operation of a training step of ``batch_size`` pictures, in the order in which a step takes them."""
     n = batch_size
     picture = n * architecture.values_per_image
-    forward: list[Operation] = []
-    backward: list[list[Operation]] = []
+    forward: list[OperationWork] = []
+    backward: list[list[OperationWork]] = []
     for stage in architecture.stages:
-        ahead, back = _stage_operations(stage, n)
+        ahead, back = _stage_work(stage, n)
         forward += ahead
         backward.append(back)
     # Nothing needs the gradient to the picture.
-    backward[0] = [operation for operation in backward[0] if operation.name != "backward_data"]
+    backward[0] = [work for work in backward[0] if work.operation is not Operation.BACKWARD_DATA]
     parameters = architecture.parameter_count
     return [
-        Operation(WHOLE_STEP, "gather", picture, 5 * picture + 4 * n),  # a byte and a float a value, an index a picture
+        # A byte and a float a value, an index a picture.
+        OperationWork(WHOLE_STEP, Operation.GATHER, picture, 5 * picture + 4 * n),
         *forward,
-        Operation(WHOLE_STEP, "loss", 4 * picture, float_bytes((3, picture))),
-        *(operation for operations in reversed(backward) for operation in operations),
-        Operation(WHOLE_STEP, "sgd", 2 * parameters, float_bytes((3, parameters))),
+        OperationWork(WHOLE_STEP, Operation.LOSS, 4 * picture, float_bytes((3, picture))),
+        *(work for stage_work in reversed(backward) for work in stage_work),
+        OperationWork(WHOLE_STEP, Operation.SGD, 2 * parameters, float_bytes((3, parameters))),
     ]
 
 
-def _stage_operations(stage: Stage, n: int) -> tuple[list[Operation], list[Operation]]:
-    """Those of the forward and of the backward pass, in order."""
+def _stage_work(stage: Stage, n: int) -> tuple[list[OperationWork], list[OperationWork]]:
+    """The operations of the forward and of the backward pass of a stage, in order."""
     x = (n, stage.in_channels, stage.height, stage.width)
     y = (n, stage.out_channels, stage.height, stage.width)
     out = (n, stage.out_channels, stage.out_height, stage.out_width)
     w, b = (stage.weight_count,), (stage.out_channels,)
     flops = n * stage.flops
 
-    def operation(name: str, flops: int, *shapes: tuple[int, ...]) -> Operation:
-        return Operation(stage.name, name, flops, float_bytes(*shapes))
+    def work(operation: Operation, flops: int, *shapes: tuple[int, ...]) -> OperationWork:
+        return OperationWork(stage.name, operation, flops, float_bytes(*shapes))
 
-    forward = [operation("forward", flops, x, w, b, y)]
+    forward = [work(Operation.FORWARD, flops, x, w, b, y)]
     backward = [
-        operation("backward_filter", flops, x, y, w),
-        operation("backward_bias", prod(y), y, b),
-        operation("backward_data", flops, y, w, x),
+        work(Operation.BACKWARD_FILTER, flops, x, y, w),
+        work(Operation.BACKWARD_BIAS, prod(y), y, b),
+        work(Operation.BACKWARD_DATA, flops, y, w, x),
     ]
     if stage.resample == "maxpool":
-        forward.append(operation("maxpool", 3 * prod(out), y, out))
-        backward.insert(0, operation("maxpool_backward", 4 * prod(out), y, out, y))
+        forward.append(work(Operation.MAXPOOL, 3 * prod(out), y, out))
+        backward.insert(0, work(Operation.MAXPOOL_BACKWARD, 4 * prod(out), y, out, y))
     elif stage.resample == "upsample":
-        forward.append(operation("upsample", 0, y, out))
-        backward.insert(0, operation("upsample_backward", 3 * prod(y), y, out, y))
+        forward.append(work(Operation.UPSAMPLE, 0, y, out))
+        backward.insert(0, work(Operation.UPSAMPLE_BACKWARD, 3 * prod(y), y, out, y))
     return forward, backward

@@ -1,17 +1,18 @@
-"""The truth: every operation in float64 NumPy, forward and gradients, written to be read.
+"""The reference: every operation, forward and backward, in float64 NumPy, written for readability.
 
-Everything is in the canonical order, pictures (N, C, H, W) and filters (K, C, R, S). The window's nine taps are nine
-shifted products, which is the definition of the convolution with its two loops over the window written out. Each
-function returns new arrays. Finite differences in the tests hold this module itself to account.
+All arrays are in canonical order: pictures (N, C, H, W), filters (K, C, R, S). The convolution is a sum of nine shifted
+products, one for each tap of the window. Each function returns new arrays. Tests check this module against brute force
+and finite differences.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.architecture import WINDOW, Architecture
+from common.architecture import WINDOW, Architecture, Stage
 
 Parameters = dict[str, np.ndarray]
 
@@ -28,7 +29,7 @@ def conv2d_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def conv2d_backward_data(dy: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Gradient to x (N, C, H, W): each output gradient is sent back through the taps that read the input."""
+    """Gradient with respect to x (N, C, H, W): each output gradient is added to the inputs under its window."""
     n, _, height, width = dy.shape
     padded = np.zeros((n, height + 2, width + 2, w.shape[1]))
     for r in range(WINDOW):
@@ -38,7 +39,7 @@ def conv2d_backward_data(dy: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def conv2d_backward_filter(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Gradient to w (K, C, 3, 3), summed over pictures and positions."""
+    """Gradient with respect to w (K, C, 3, 3), summed over pictures and positions."""
     height, width = x.shape[2:]
     padded = _pad(x)
     dw = np.empty((dy.shape[1], x.shape[1], WINDOW, WINDOW))
@@ -50,7 +51,7 @@ def conv2d_backward_filter(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 
 def conv2d_backward_bias(dy: np.ndarray) -> np.ndarray:
-    """Gradient to b (K,): the sum of dy over N, H and W."""
+    """Gradient with respect to b (K,): the sum of dy over N, H and W."""
     return dy.sum(axis=(0, 2, 3))
 
 
@@ -65,7 +66,7 @@ def maxpool_forward(y: np.ndarray) -> np.ndarray:
 
 
 def relu_maxpool_backward(y: np.ndarray, dout: np.ndarray) -> np.ndarray:
-    """Gradient through pooling and the ReLU that made y: the first maximum of each window gets it, if positive."""
+    """Gradient through pooling and the ReLU before it: to the first maximum of each window of y, if positive."""
     windows = _windows(y)
     winner = windows.argmax(axis=-1)  # NumPy returns the first one, and _windows is in row-major window order
     spread = (np.arange(4) == winner[..., None]) * dout[..., None]
@@ -75,34 +76,48 @@ def relu_maxpool_backward(y: np.ndarray, dout: np.ndarray) -> np.ndarray:
 
 
 def upsample_forward(y: np.ndarray) -> np.ndarray:
-    """Nearest neighbour, twice as high and as wide."""
+    """Nearest neighbour, twice as high and twice as wide."""
     return y.repeat(2, axis=2).repeat(2, axis=3)
 
 
 def relu_upsample_backward(y: np.ndarray, dout: np.ndarray) -> np.ndarray:
-    """Gradient through upsampling and the ReLU that made y: the sum over each 2x2 block, where y is positive."""
+    """Gradient through upsampling and the ReLU before it: the sum over each 2x2 block, where y is positive."""
     return _windows(dout).sum(axis=-1) * (y > 0)
 
 
 def mse_loss(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean squared error over every value, and its gradient to the prediction."""
+    """Mean squared error over every value, and its gradient with respect to the prediction."""
     difference = prediction - target
     return float(np.mean(difference**2)), 2.0 / difference.size * difference
 
 
+def forward(stages: Iterable[Stage], parameters: Parameters, pictures: np.ndarray) -> np.ndarray:
+    """Run some stages on pictures (N, C, H, W) in [0, 1] and return the output of the last one."""
+    x = pictures.astype(np.float64)
+    for stage in stages:
+        x = conv2d_forward(x, parameters[f"{stage.name}.weight"], parameters[f"{stage.name}.bias"])
+        if stage.relu:
+            x = relu(x)
+        if stage.resample == "maxpool":
+            x = maxpool_forward(x)
+        elif stage.resample == "upsample":
+            x = upsample_forward(x)
+    return x
+
+
 @dataclass
 class Step:
-    """What one forward and backward pass produced."""
+    """The results of one forward and backward pass."""
 
     loss: float
     prediction: np.ndarray
     gradients: Parameters
     margin: float = field(default=np.inf)
-    """How far, relative to the layer's largest value, any ReLU or pooling decision was from going the other way."""
+    """Smallest distance of any ReLU or pooling decision from its reversal, relative to the layer's largest value."""
 
 
 def forward_backward(architecture: Architecture, parameters: Parameters, pictures: np.ndarray) -> Step:
-    """Run the network on pictures (N, C, H, W) in [0, 1] and return the loss and the gradient to every parameter."""
+    """Run the network on pictures (N, C, H, W) in [0, 1] and return the loss and the gradient of every parameter."""
     activations = [pictures.astype(np.float64)]
     rectified = []
     margin = np.inf
@@ -135,7 +150,7 @@ def forward_backward(architecture: Architecture, parameters: Parameters, picture
 def train(
     architecture: Architecture, parameters: Parameters, batches: list[np.ndarray], learning_rate: float
 ) -> tuple[list[float], Parameters]:
-    """Plain SGD over the batches in order; returns the loss of each step and the parameters at the end."""
+    """Plain SGD over the batches in order; returns the loss of each step and the final parameters."""
     current = {name: value.astype(np.float64) for name, value in parameters.items()}
     losses = []
     for batch in batches:
@@ -156,7 +171,7 @@ def _windows(y: np.ndarray) -> np.ndarray:
 
 
 def _pooling_margin(y: np.ndarray) -> float:
-    """Smallest gap between the largest two of a window, windows without a positive value left out."""
+    """Smallest gap between the two largest values of a window; windows without a positive value do not count."""
     ordered = np.sort(_windows(y), axis=-1)
     gaps = (ordered[..., 3] - ordered[..., 2])[ordered[..., 3] > 0]
     return float(gaps.min() / y.max()) if gaps.size else np.inf

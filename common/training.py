@@ -1,8 +1,8 @@
-"""Epochs of training: the same pictures in the same order for every version, nothing but work inside.
+"""Training epochs: every version sees the same pictures in the same order.
 
-An epoch's order is decided by the seed and the epoch's number alone, so where training stands is two numbers, whole
-epochs and steps after them, and it can be taken up anywhere, on any backend. Pictures either all lie on the device as
-bytes, where a batch is a gather, or stay in files and are gathered on the host, batch by batch (``PictureFiles``).
+The seed and the epoch's number alone determine the order of an epoch. The position of a training run is therefore two
+numbers, completed epochs and steps after them, and any backend can resume from it. Pictures are either all on the
+device as bytes, where a batch is gathered, or in files (``PictureFiles``), from which the host gathers each batch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from common.network import Network
 from common.picture_files import PictureFiles
 
 Pictures = np.ndarray | PictureFiles
-"""(samples, C, H, W) uint8: an array goes to the device whole, files are read as they are needed."""
+"""(samples, C, H, W) uint8: an array is copied to the device once, files are read batch by batch."""
 
 
 def shuffle_epoch(order: np.ndarray, seed: int, epoch: int) -> None:
-    """Write the order of an epoch's pictures into ``order`` (samples,) int32; the arguments alone decide it."""
+    """Write the order of an epoch's pictures into ``order`` (samples,) int32; it depends on the arguments only."""
     order[:] = np.arange(len(order), dtype=order.dtype)
     np.random.default_rng([seed, epoch]).shuffle(order)
 
 
 def mean_loss(losses: np.ndarray, samples: int, batch_size: int) -> float:
-    """An epoch's mean loss over its pictures, from each step's; a smaller last batch counts for less."""
+    """Mean loss of an epoch over its pictures, from the loss of each step; a smaller last batch weighs less."""
     counts = np.full(len(losses), batch_size)
     counts[-1] = samples - (len(losses) - 1) * batch_size
     return float((losses.astype(np.float64) * counts).sum() / samples)
@@ -36,12 +36,12 @@ def mean_loss(losses: np.ndarray, samples: int, batch_size: int) -> float:
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands."""
+    """The position of a training run."""
 
     epoch: int = 0
-    """Whole epochs done."""
+    """Completed epochs."""
     step: int = 0
-    """Steps done in the epoch after those."""
+    """Completed steps of the current epoch."""
     losses: tuple[float, ...] = ()
     """The loss of each of those steps."""
 
@@ -49,7 +49,8 @@ class Position:
 class Trainer:
     """Trains a network on pictures.
 
-    Everything an epoch needs is allocated here: the pictures (or a batch of them), their order, and one loss a step.
+    Everything that an epoch needs is allocated here: the pictures (or a batch of them), their order, and a loss for
+    each step.
     """
 
     def __init__(self, network: Network, images: Pictures, *, learning_rate: float, seed: int) -> None:
@@ -60,7 +61,7 @@ class Trainer:
         self.samples = len(images)
         self.epochs_done = 0
         self.steps_done = 0
-        """Steps taken of the epoch that is under way; 0 between epochs."""
+        """Completed steps of the current epoch; 0 between epochs."""
         backend = network.backend
         self._batches = _batches(backend, images, network.batch_size)
         self._order = np.arange(self.samples, dtype=np.int32)
@@ -69,11 +70,11 @@ class Trainer:
         self._peeked = backend.upload(np.zeros(1, np.float32))
 
     def run_epoch(self) -> None:
-        """Shuffle, then take every step, the last one with what is left; synchronised at the end."""
+        """Shuffle, take every step, the last one with the remaining pictures, and synchronise."""
         self.take_steps(self.steps)
 
     def take_steps(self, count: int) -> None:
-        """Take the next ``count`` steps of the epoch, or those that are left of it; synchronised at the end."""
+        """Take the next ``count`` steps of the epoch, or as many as it has left, and synchronise."""
         if self.steps_done == 0:
             self._begin_epoch()
         network = self.network
@@ -87,7 +88,7 @@ class Trainer:
             self.steps_done = 0
 
     def warm_up(self) -> None:
-        """Run every size of batch once, so that whatever is compiled is; training stands where it stood."""
+        """Run each batch size once, so that everything is compiled; the position and the parameters do not change."""
         backend = self.network.backend
         parameters, losses = self.network.read_parameters(), self.read_losses()
         for index in {0, self.steps - 1}:
@@ -98,7 +99,7 @@ class Trainer:
         backend.write(self._losses, losses)
 
     def peek_loss(self) -> float:
-        """The loss of the step that comes next, with the parameters as they are; nothing is learned from it."""
+        """The loss of the next step with the current parameters, without training on it."""
         if self.steps_done == 0:
             self._begin_epoch()
         backend = self.network.backend
@@ -107,17 +108,17 @@ class Trainer:
         return float(backend.read(self._peeked)[0])
 
     def order_digest(self) -> str:
-        """SHA-256 of the order of the epoch that is under way, or of the next one, as int32 in little-endian bytes."""
+        """SHA-256 of the order of the current epoch (between epochs, of the next one) as little-endian int32."""
         shuffle_epoch(self._order, self.seed, self.epochs_done)
         return sha256(self._order.astype("<i4", copy=False).tobytes()).hexdigest()
 
     def position(self) -> Position:
-        """Where training stands, to ``restore`` from."""
+        """The current position, for ``restore``."""
         losses = self.read_losses()[: self.steps_done]
         return Position(self.epochs_done, self.steps_done, tuple(map(float, losses)))
 
     def restore(self, position: Position) -> None:
-        """Go on from there; the parameters are the network's. ValueError if the epoch has no such step."""
+        """Continue from a position with the network's parameters. ValueError if the epoch has no such step."""
         if not 0 <= position.step < self.steps or len(position.losses) != position.step:
             raise ValueError(f"step {position.step} with {len(position.losses)} losses: an epoch has {self.steps}")
         self.epochs_done, self.steps_done = position.epoch, position.step
@@ -127,16 +128,16 @@ class Trainer:
         self._begin_epoch()
 
     def read_losses(self) -> np.ndarray:
-        """The loss of each step, before its update: of the last epoch, and over them those of the one under way."""
+        """The loss of each step before its update: of the current epoch as far as it went, then of the one before."""
         self.network.backend.synchronize()
         return self.network.backend.read(self._losses)
 
     def read_epoch_loss(self) -> float:
-        """The last epoch's mean loss over its pictures (a smaller last batch counts for less)."""
+        """Mean loss of the last epoch over its pictures (a smaller last batch weighs less)."""
         return mean_loss(self.read_losses(), self.samples, self.network.batch_size)
 
     def reconstruct(self, count: int) -> np.ndarray:
-        """What the network makes of the first ``count`` pictures, at most a batch: float32 (count, C, H, W)."""
+        """Reconstructions of the first ``count`` pictures, at most a batch: float32 (count, C, H, W)."""
         n = min(count, self.samples, self.network.batch_size)
         self._batches.begin(np.arange(self.samples, dtype=np.int32))
         prediction = run_forward(self.network, *self._batches.batch(0)[:3], n)
@@ -152,8 +153,8 @@ class Trainer:
 def forward_batches(network: Network, images: Pictures, stages: int | None = None) -> Iterator[np.ndarray]:
     """Run the first ``stages`` (all if None) on all pictures in order.
 
-    Yields float32 (n, C, H, W) in canonical order on the host, a batch at a time. Whatever the network's activations
-    held is lost.
+    Yields float32 (n, C, H, W) in canonical order on the host, a batch at a time. The network's activations are
+    overwritten.
     """
     batches = _batches(network.backend, images, network.batch_size)
     batches.begin(np.arange(len(images), dtype=np.int32))
@@ -164,7 +165,7 @@ def forward_batches(network: Network, images: Pictures, stages: int | None = Non
 def run_forward(
     network: Network, images: Buffer, order: Buffer, start: int, n: int, stages: int | None = None
 ) -> np.ndarray:
-    """Run stages forward on pictures ``order[start:start + n]``; float32 (n, C, H, W) on the host."""
+    """Run the first ``stages`` on pictures ``order[start:start + n]``; float32 (n, C, H, W) on the host."""
     backend = network.backend
     backend.gather_batch(images, order, start, network.views(n).picture)
     output = network.forward(n, stages)
@@ -173,7 +174,7 @@ def run_forward(
 
 
 class Evaluator:
-    """The mean squared error of a network on pictures that it does not learn from."""
+    """The mean squared error of a network on pictures that it is not trained on."""
 
     def __init__(self, network: Network, images: Pictures) -> None:
         """Take ``images`` (samples, 3, H, W) uint8; an array is moved to the device."""
@@ -184,7 +185,7 @@ class Evaluator:
         self._losses = network.backend.upload(np.zeros(self._batches.count, np.float32))
 
     def mse(self) -> float:
-        """Over every value of every picture."""
+        """Mean squared error over every value of every picture."""
         network, backend = self.network, self.network.backend
         for index in range(self._batches.count):
             _forward_loss(network, *self._batches.batch(index), self._losses, index)
@@ -195,7 +196,7 @@ class Evaluator:
 def _forward_loss(
     network: Network, images: Buffer, order: Buffer, start: int, n: int, losses: Buffer, index: int
 ) -> None:
-    """Write the loss of pictures ``order[start:start + n]`` into ``losses[index]``; nothing is learned from it."""
+    """Write the loss of pictures ``order[start:start + n]`` into ``losses[index]``, without training on them."""
     picture = network.views(n).picture
     network.backend.gather_batch(images, order, start, picture)
     prediction = network.forward(n)
@@ -206,7 +207,7 @@ def _forward_loss(
 
 
 class _ResidentBatches:
-    """All pictures on the device; a batch is a part of the order, gathered there."""
+    """All pictures on the device, which gathers each batch."""
 
     def __init__(self, backend: Backend, images: np.ndarray, batch_size: int) -> None:
         self._backend = backend
@@ -216,17 +217,17 @@ class _ResidentBatches:
         self._order = backend.upload(np.arange(len(images), dtype=np.int32))
 
     def begin(self, order: np.ndarray) -> None:
-        """Take the pictures in this order from now on."""
+        """Use this order of the pictures from now on."""
         self._backend.write(self._order, order)
 
     def batch(self, index: int) -> tuple[Buffer, Buffer, int, int]:
-        """What ``gather_batch`` wants for batch ``index``, images, order and start, and how many pictures it has."""
+        """The arguments images, order and start of ``gather_batch`` for batch ``index``, and its number of pictures."""
         start = index * self._batch_size
         return self._images, self._order, start, min(self._batch_size, self._samples - start)
 
 
 class _StreamedBatches:
-    """One batch of pictures on the device, gathered on the host from files, in the order that it is to have."""
+    """One batch of pictures on the device, gathered on the host from files."""
 
     def __init__(self, backend: Backend, images: PictureFiles, batch_size: int) -> None:
         self._backend = backend
@@ -239,11 +240,11 @@ class _StreamedBatches:
         self._order = np.arange(len(images), dtype=np.int32)
 
     def begin(self, order: np.ndarray) -> None:
-        """Take the pictures in this order from now on."""
+        """Use this order of the pictures from now on."""
         self._order[:] = order
 
     def batch(self, index: int) -> tuple[Buffer, Buffer, int, int]:
-        """Gather batch ``index`` and move it to the device; answers as the resident ones do."""
+        """Gather batch ``index`` and copy it to the device; returns the same as ``_ResidentBatches.batch``."""
         chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         self._source.gather(chosen, self._host[: len(chosen)])
         self._backend.write(self._images, self._host)

@@ -1,59 +1,53 @@
-"""What a kernel has to do, counted before it runs: FLOPs, bytes, and the time that a card's ceilings allow at best.
+"""The work of a GPU kernel, counted before it runs: FLOPs, bytes, and the shortest time that a card's ceilings allow.
 
-A version states its work with the same numbers that its launches are made from, so the table of it
-(``convbench describe --device gpu``) cannot drift from the code.
+A version computes its work from the same sizes as its launches, so ``convbench describe --device gpu`` always agrees
+with the code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 from common.architecture import Architecture, Stage
 from common.backend import Layout
+from common.operations import WHOLE_STEP, Operation, float_bytes, step_work
 
-FLOAT_BYTES = 4
 MOST_PARTIALS = 16_384  # threads that share the sum of the loss on a GPU
 
-# The card the bounds are stated for, an H100/H200-class one: float32 outside tensor cores, and memory.
+# The bounds are for a card like the H100 and H200: float32 outside tensor cores, and memory bandwidth.
 CEILING_FLOP_PER_S = 67e12
 CEILING_BYTES_PER_S = 4.3e12
 
 
 @dataclass(frozen=True)
 class KernelWork:
-    """One kernel on one stage, for a whole batch."""
+    """One kernel on one stage, for a whole batch; the stage is ``WHOLE_STEP`` where the operation has none."""
 
     stage: str
-    operation: str
+    operation: Operation
     kernel: str
     flops: int
     """Floating-point operations that the result needs; a multiply and an add are two."""
     least_bytes: int
-    """Global memory if every operand crossed it once."""
+    """Global memory traffic if every operand is read or written once."""
     asked_bytes: int | None
-    """Global loads and stores that the threads issue; caches answer what exceeds ``least_bytes``. None: a library's."""
+    """Bytes that the threads load and store; caches serve the excess over ``least_bytes``. None for a library."""
     shared_loads_per_fma: float | None = None
-    """Floats read from shared memory for one fused multiply-add; None where shared memory has no part in it."""
+    """Floats read from shared memory for one fused multiply-add; None where the kernel does not use shared memory."""
 
     @property
     def bound_s(self) -> float:
-        """Seconds below which the ceilings do not let it go."""
+        """The shortest time in seconds that the ceilings allow."""
         return max(self.flops / CEILING_FLOP_PER_S, self.least_bytes / CEILING_BYTES_PER_S)
 
     @property
     def bound_by(self) -> str:
-        """The ceiling that it meets first: ``FLOPs`` or ``memory``."""
+        """The ceiling that limits it: ``FLOPs`` or ``memory``."""
         return "FLOPs" if self.flops / CEILING_FLOP_PER_S > self.least_bytes / CEILING_BYTES_PER_S else "memory"
 
 
-def float_bytes(*shapes: tuple[int, ...]) -> int:
-    """Bytes of float32 arrays of these shapes together."""
-    return FLOAT_BYTES * sum(prod(shape) for shape in shapes)
-
-
 def halo_extent(length: int, tile: int) -> int:
-    """Positions along one axis that its tiles read, added up: each its own and, inside the picture, one more a side."""
+    """Positions that all tiles of one axis read: their own, and one more on each side inside the picture."""
     return sum(min(length, first + tile + 1) - max(0, first - 1) for first in range(0, length, tile))
 
 
@@ -67,40 +61,44 @@ def bias_work(stage: Stage, n: int, shares: int) -> list[KernelWork]:
     pixels, k = n * stage.height * stage.width, stage.out_channels
     first = float_bytes((pixels, k), (shares, k))
     return [
-        KernelWork(stage.name, "backward bias", "conv2d_backward_bias_kernel", pixels * k, first, first),
-        sum_work(stage, "backward bias", shares, k),
+        KernelWork(stage.name, Operation.BACKWARD_BIAS, "conv2d_backward_bias_kernel", pixels * k, first, first),
+        sum_work(stage, Operation.BACKWARD_BIAS, shares, k),
     ]
 
 
-def sum_work(stage: Stage, operation: str, shares: int, values: int) -> KernelWork:
+def sum_work(stage: Stage, operation: Operation, shares: int, values: int) -> KernelWork:
     """The second pass of a sum: ``shares`` arrays of ``values`` added up."""
     moved = float_bytes((shares, values), (values,))
     return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved)
 
 
+ELEMENTWISE_KERNELS = {
+    Operation.MAXPOOL: "maxpool_forward_kernel",
+    Operation.MAXPOOL_BACKWARD: "relu_maxpool_backward_kernel",
+    Operation.UPSAMPLE: "upsample_forward_kernel",
+    Operation.UPSAMPLE_BACKWARD: "relu_upsample_backward_kernel",
+}
+
+
 def elementwise_work(architecture: Architecture, batch_size: int, layout: Layout, parameters: int) -> list[KernelWork]:
-    """The kernels that all versions share, ``parameters`` being the length of the flat buffer that SGD goes over."""
-    n = batch_size
-    picture = n * prod(architecture.input_shape)
-    work = [_moved("", "gather", f"gather_{layout.lower()}_kernel", picture, FLOAT_BYTES * picture + picture + 4 * n)]
-    for stage in architecture.stages:
-        y = n * stage.out_channels * stage.height * stage.width
-        out = n * stage.out_channels * stage.out_height * stage.out_width
-        if stage.resample == "maxpool":
-            work.append(_moved(stage.name, "max-pool", "maxpool_forward_kernel", 3 * out, FLOAT_BYTES * (y + out)))
-            moved = FLOAT_BYTES * (2 * y + out)
-            work.append(_moved(stage.name, "max-pool backward", "relu_maxpool_backward_kernel", 4 * out, moved))
-        elif stage.resample == "upsample":
-            work.append(_moved(stage.name, "upsample", "upsample_forward_kernel", 0, FLOAT_BYTES * (y + out)))
-            moved = FLOAT_BYTES * (2 * y + out)
-            work.append(_moved(stage.name, "upsample backward", "relu_upsample_backward_kernel", 3 * y, moved))
+    """The kernels that all versions share, for a training step; SGD updates a buffer of ``parameters`` floats."""
+    kernels = {Operation.GATHER: f"gather_{layout.lower()}_kernel", **ELEMENTWISE_KERNELS}
+    picture = batch_size * architecture.values_per_image
     partials = min(picture, MOST_PARTIALS)
-    work.append(_moved("", "loss", "mse_partial_kernel", 4 * picture, FLOAT_BYTES * (3 * picture + partials)))
-    work.append(_moved("", "loss", "mse_final_kernel", partials, FLOAT_BYTES * (partials + 1)))
-    work.append(_moved("", "SGD", "sgd_kernel", 2 * parameters, FLOAT_BYTES * 3 * parameters))
-    return work
 
+    def moved(stage: str, operation: Operation, kernel: str, flops: int, least: int) -> KernelWork:
+        # These kernels read and write every value once, so that the threads ask for no more than the least.
+        return KernelWork(stage, operation, kernel, flops, least, least)
 
-def _moved(stage: str, operation: str, kernel: str, flops: int, moved: int) -> KernelWork:
-    """Work that reads and writes everything once: the threads ask for no more than the least."""
-    return KernelWork(stage, operation, kernel, flops, moved, moved)
+    work = [
+        moved(part.stage, part.operation, kernels[part.operation], part.flops, part.least_bytes)
+        for part in step_work(architecture, batch_size)
+        if part.operation in kernels
+    ]
+    partial_bytes = float_bytes((3, picture), (partials,))
+    return [
+        *work,
+        moved(WHOLE_STEP, Operation.LOSS, "mse_partial_kernel", 4 * picture, partial_bytes),
+        moved(WHOLE_STEP, Operation.LOSS, "mse_final_kernel", partials, float_bytes((partials + 1,))),
+        moved(WHOLE_STEP, Operation.SGD, "sgd_kernel", 2 * parameters, float_bytes((3, parameters))),
+    ]

@@ -1,4 +1,4 @@
-"""Runs tests/simulator as the GPU campaign does: in a process of its own, in which Numba is the simulator."""
+"""Runs tests/simulator as the GPU campaign does: in a separate process with Numba's simulator."""
 
 import json
 

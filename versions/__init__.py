@@ -1,1 +1,1 @@
-"""The versions: one folder each, found through ``versions.registry``; none imports another."""
+"""The versions, one folder each. ``versions.registry`` lists them; no version imports another."""

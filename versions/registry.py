@@ -1,7 +1,8 @@
-"""Every version of the suite, one line each.
+"""The registry: one line for each version.
 
-To add one: a folder beside this file with ``cpu.py`` and ``gpu.py``, each defining ``make_backend``, and a line in
-``REGISTRY``. The command line, the checks, the tables and the charts follow from that line.
+To add a version, make a folder beside this file with ``cpu.py`` and ``gpu.py``, each with a ``make_backend``, and add a
+line to ``REGISTRY``. The command line, the checks, the tables and the charts follow from that line. ``README.md`` in
+this folder has an example.
 """
 
 from __future__ import annotations
@@ -10,31 +11,31 @@ import importlib
 from dataclasses import dataclass
 
 from common.architecture import Architecture
-from common.backend import Backend, Device, Layout, Math
+from common.backend import Backend, Device, Layout, Precision
 from common.errors import UsageError
 from common.work import KernelWork
 
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What is known of a version without importing its code."""
+    """What is known about a version without importing its code."""
 
     name: str
     idea: str
     layout: Layout
     package: str
     uses_gemm: bool = False
-    """Whether cuBLAS does its products on the GPU: only then does ``--math tf32`` change anything."""
+    """Whether it uses cuBLAS on the GPU: only then does ``--math tf32`` change anything."""
 
     @property
     def label(self) -> str:
         """Name, idea and layout, as charts and tables show it."""
         return f"{self.name} {self.idea} ({self.layout})"
 
-    def load(self, device: Device, *, math: Math = "fp32", threads: int | None = None) -> Backend:
-        """Import the version's code for ``device`` and make a backend; what cannot be imported raises."""
+    def load(self, device: Device, *, precision: Precision = "fp32", threads: int | None = None) -> Backend:
+        """Import the version's code for ``device`` and create a backend. An import that fails raises its error."""
         module = importlib.import_module(f"{self.package}.{device}")
-        return module.make_backend(math=math, threads=threads)
+        return module.make_backend(precision=precision, threads=threads)
 
     def workspace(
         self, architecture: Architecture, batch_size: int, device: Device, threads: int
@@ -47,9 +48,9 @@ class BackendInfo:
         stated = getattr(importlib.import_module(self.package), "gpu_work", None)
         return stated and stated(architecture, batch_size)
 
-    def effective_math(self, device: Device, math: Math) -> Math:
-        """The arithmetic this version really uses when ``math`` is asked for."""
-        return math if device == "gpu" and self.uses_gemm else "fp32"
+    def effective_precision(self, device: Device, precision: Precision) -> Precision:
+        """The arithmetic that this version really uses when ``precision`` is requested."""
+        return precision if device == "gpu" and self.uses_gemm else "fp32"
 
 
 REGISTRY: tuple[BackendInfo, ...] = (
@@ -68,7 +69,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> BackendInfo:
-    """The version of that name; UsageError lists the known ones."""
+    """The version with that name; UsageError lists the known names."""
     for info in REGISTRY:
         if info.name == name:
             return info

@@ -1,9 +1,9 @@
-"""The A/A test: one version against itself, many times, on a machine that is busy on purpose.
+"""The A/A test: one version against itself, many times, on a machine with a random background load.
 
-``python -m bench.experiments.aa_test --out results`` runs ``convbench run --backend v4 --backend v4`` twenty times beside a load
-that comes and goes, and counts how often the 95 % interval of the ratio holds 1.0. It should nearly always: two rows of
-the same version differ by nothing but noise. One JSON file keeps every run's interval and samples. The exit code is 1
-if fewer than 18 of 20 (nine in ten) hold it.
+``python -m bench.experiments.aa_test --out results`` runs ``convbench run --backend v4 --backend v4`` twenty times
+beside a load that comes and goes. It counts how often the 95 % interval of the ratio contains 1, which it should nearly
+always do: two rows of the same version differ only by noise. A JSON file keeps the interval and the samples of each
+run. The exit code is 1 if fewer than nine in ten intervals contain 1.
 """
 
 from __future__ import annotations
@@ -16,62 +16,107 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
+from pydantic.dataclasses import dataclass
 
-from bench.commands.options import run_script
+from bench.commands.console import run_script
+from bench.machine.conditions import ConditionsAround
 from bench.machine.devices import child_environment
-from bench.machine.environment import describe_environment, usable_cores
-from bench.records.run import prepare_folder, read_record, start_time, summarise, write_json
+from bench.machine.environment import Environment, describe_environment
+from bench.model import CHECKED, AtLeastOne, Count, Positive
+from bench.records.documents import prepare_folder, start_time, write_document
+from bench.records.run import read_run, summarise
 from bench.records.statistics import FEWEST_PAIRS
+from common.device import usable_cores
 from versions.registry import find
 
+SCHEMA = "convbench-aa/1"
 NEEDED = 0.9
 
 
-def measure(
+@dataclass(config=CHECKED)
+class AaRun:
+    """One run: the speed of the second row relative to the first, and the samples of both."""
+
+    ratio: Positive
+    interval: tuple[Positive, Positive]
+    epoch_s: tuple[list[Positive], list[Positive]]
+    order: list[list[str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    conditions: ConditionsAround | None = None
+
+
+@dataclass(config=CHECKED)
+class FailedAaRun:
+    """A run without a result, and the reason."""
+
+    failed: str
+
+
+@dataclass(config=CHECKED)
+class AaSettings:
+    """The command of each run, the number of runs, and the number of processes that make the load."""
+
+    command: list[str]
+    runs: AtLeastOne
+    load: Count
+
+
+@dataclass(config=CHECKED, kw_only=True)
+class AaRecord:
+    """The file of an A/A test."""
+
+    schema: Literal["convbench-aa/1"] = SCHEMA
+    started: str
+    environment: Environment
+    config: AaSettings
+    held: Count
+    """How many intervals contain 1."""
+    runs: list[AaRun | FailedAaRun]
+
+
+def run_aa_test(
     runs: Annotated[int, typer.Option(help="Runs of two rows each.", min=1)] = 20,
     backend: Annotated[str, typer.Option(help="The version.")] = "v4",
     samples: Annotated[int, typer.Option(help="Pictures an epoch.", min=1)] = 64,
     epochs: Annotated[int, typer.Option(help="Timed epochs of each row.", min=FEWEST_PAIRS)] = 10,
-    load: Annotated[int, typer.Option(help="Processes that keep a core busy now and then.", min=0)] = 1,
+    load: Annotated[int, typer.Option(help="Background processes that compute and sleep in turn.", min=0)] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for a JSON file of all runs.")] = None,
 ) -> None:
-    """Count how often the interval of a version against itself holds 1."""
+    """Compare a version with itself and count how often the interval of the ratio contains 1."""
     find(backend)
     folder = prepare_folder(out) if out is not None else None
     command = ["run", "--backend", backend, "--backend", backend, "--device", "cpu"]
     command += ["--samples", str(samples), "--epochs", str(epochs), "--quiet"]
     started = start_time()
     found = []
-    with _busy(load):
+    with _background_load(load):
         for number in range(runs):
-            found.append(_one_run(command))
-            print(f"run {number + 1}: {_words(found[-1])}", flush=True)
-    held = sum("failed" not in run and run["interval"][0] <= 1 <= run["interval"][1] for run in found)
-    print(f"the interval held 1.0 in {held} of {runs} runs")
+            found.append(_run_once(command))
+            print(f"run {number + 1}: {_in_words(found[-1])}", flush=True)
+    held = sum(isinstance(run, AaRun) and run.interval[0] <= 1 <= run.interval[1] for run in found)
+    print(f"the interval contained 1 in {held} of {runs} runs")
     if folder is not None:
-        threads = usable_cores()
-        document = {
-            "schema": "convbench-aa/1",
-            "started": started,
-            "environment": describe_environment(
-                "cpu", threads, ["python", "-m", "bench.experiments.aa_test", *sys.argv[1:]]
-            ),
-            "config": {"command": ["convbench", *command], "runs": runs, "load": load},
-            "held": held,
-            "runs": found,
-        }
-        print(f"results: {write_json(document, folder, f'{started}_aa-test')}")
+        typed = ["python", "-m", "bench.experiments.aa_test", *sys.argv[1:]]
+        record = AaRecord(
+            started=started,
+            environment=describe_environment("cpu", usable_cores(), typed),
+            config=AaSettings(["convbench", *command], runs, load),
+            held=held,
+            runs=found,
+        )
+        print(f"results: {write_document(record, folder, f'{started}_aa-test')}")
     if held < math.ceil(NEEDED * runs):
         raise typer.Exit(1)
 
 
-def _one_run(command: list[str]) -> dict[str, Any]:
-    """Run once; the ratio of the second row's speed to the first's, its interval, and the samples, or why it failed."""
+def _run_once(command: list[str]) -> AaRun | FailedAaRun:
     with tempfile.TemporaryDirectory(prefix="convbench-") as scratch:
         done = subprocess.run(
             [sys.executable, "-m", "bench", *command, "--out", scratch],
@@ -83,31 +128,30 @@ def _one_run(command: list[str]) -> dict[str, Any]:
         files = list((Path(scratch) / "runs").glob("*.json"))
         if done.returncode or len(files) != 1:
             reasons = [line for line in done.stderr.splitlines() if not line.startswith("warning:")]
-            return {"failed": "; ".join(reasons[-2:])}
-        record = read_record(files[0])
+            return FailedAaRun("; ".join(reasons[-2:]))
+        record = read_run(files[0])
     first, second = summarise(record.rows, record.rows[0].backend)
-    return {
-        "ratio": second.speedup,
-        "interval": list(second.interval),
-        "epoch_s": [first.row.epoch_s, second.row.epoch_s],
-        "order": record.order,
-        "warnings": record.warnings,
-        "conditions": record.conditions,
-    }
+    return AaRun(
+        ratio=second.speedup,
+        interval=second.interval,
+        epoch_s=(first.row.epoch_s, second.row.epoch_s),
+        order=record.order,
+        warnings=record.warnings,
+        conditions=record.conditions,
+    )
 
 
-def _words(run: dict[str, Any]) -> str:
-    if "failed" in run:
-        return f"failed: {run['failed']}"
-    low, high = run["interval"]
-    return f"{run['ratio']:.3f} ({low:.3f} to {high:.3f})"
+def _in_words(run: AaRun | FailedAaRun) -> str:
+    if isinstance(run, FailedAaRun):
+        return f"failed: {run.failed}"
+    return f"{run.ratio:.3f} ({run.interval[0]:.3f} to {run.interval[1]:.3f})"
 
 
 @contextmanager
-def _busy(processes: int):
-    """Keep cores busy now and then, as other people's work does."""
+def _background_load(processes: int) -> Iterator[None]:
+    """Inside, processes use a core each in bursts, as other programs would."""
     context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=_bursts, args=(seed,), daemon=True) for seed in range(processes)]
+    started = [context.Process(target=_compute_in_bursts, args=(seed,), daemon=True) for seed in range(processes)]
     for process in started:
         process.start()
     try:
@@ -117,8 +161,8 @@ def _busy(processes: int):
             process.kill()
 
 
-def _bursts(seed: int) -> None:
-    """Compute and sleep in turn, up to two seconds each, for ever."""
+def _compute_in_bursts(seed: int) -> None:
+    """Compute and sleep in turn, up to two seconds each, until killed."""
     lengths = random.Random(seed)
     while True:
         end = time.perf_counter() + lengths.uniform(0, 2)
@@ -128,4 +172,4 @@ def _bursts(seed: int) -> None:
 
 
 if __name__ == "__main__":
-    run_script(measure)
+    run_script(run_aa_test)

@@ -1,460 +1,289 @@
-"""Everything that a GPU has to show, in one command: ``python -m bench.experiments.gpu_campaign --out FOLDER``.
+"""Run everything that needs a GPU with one command: ``python -m bench.experiments.gpu_campaign --out FOLDER``.
 
-Five parts, each in processes of its own, so that one that fails leaves the others alone: the GPU tests, a run of all
-versions beside PyTorch, the layers, the pytest-benchmark suite's steps and operations, and NVIDIA's compute-sanitizer
-over one tiny step of each version. Time on a GPU is often short: ``--only`` takes some of them, and ``--minutes`` is
-shared out among them, what one leaves over going to the next. Everything goes to one folder: results files, charts, the
-report's page, each part's output under ``logs/``, and a record that is written anew after each part; a short table
-comes last. The exit code is 1 if a part failed.
+The steps are the GPU tests, a run of all versions beside PyTorch, the layers, the pytest-benchmark suite, and NVIDIA's
+compute-sanitizer over one tiny training step of each version. Each step is a process of its own, so a step that fails
+does not affect the others. ``--only`` selects steps. All steps share the ``--minutes``; a step that ends early leaves
+the rest of its time to the later ones. The folder receives the results files, the charts, the report page, the output
+of each step under ``logs/``, and a record that is rewritten after each step. A short table comes last. The exit code is
+1 if a step failed.
 
-With ``--simulator`` the tests, and only they, run in Numba's simulator, on tiny networks: that needs no GPU, proves
-indexing and barriers, and is no measurement.
+With ``--simulator`` only the tests run, in Numba's simulator and on tiny networks. That needs no GPU; it checks
+indexing and barriers, and measures nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
-from xml.etree import ElementTree
+from typing import Annotated, Literal
 
-import psutil
+import pydantic.dataclasses
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from bench.commands.options import MATHS, TABLE_COLUMNS, run_script
+from bench.commands.console import run_script, say, show, wide_console
+from bench.commands.options import DataDir, Math, check_choice, check_precision, options_of
 from bench.machine.devices import ROOT, child_environment, choose_device
-from bench.machine.environment import describe_environment
+from bench.machine.environment import Environment, describe_environment
+from bench.model import CHECKED, NotNegative, to_json
+from bench.records.documents import prepare_folder, start_time
 from bench.records.files import replace_file
-from bench.records.layers import SCHEMA as LAYERS_SCHEMA
-from bench.records.layers import LayerSummary, read_layers, summarise_layers
-from bench.records.run import SCHEMA as RUN_SCHEMA
-from bench.records.run import RunRecord, prepare_folder, read_json_object, read_record, start_time, summarise
-from common.architecture import autoencoder
+from bench.views.table import Cell, Column, Group, Table, row
 from common.dataset import SOURCES
 from common.device import usable_cores
-from common.errors import UsageError
-from common.validation import check_number
-from versions.registry import BASELINE, names
+from common.errors import UsageError, check_number
+from versions.registry import names
 
 SCHEMA = "convbench-campaign/1"
 SANITIZER = "compute-sanitizer"
-SANITIZER_PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
-SANITIZED = ("memcheck", "racecheck")
-MISSED = 9  # the sanitizer's exit code for an error that it found
+SANITIZER_TOOLS = ("memcheck", "racecheck")
+SANITIZER_FOLDERS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 SHARES = {"tests": 2.0, "run": 4.0, "layers": 1.0, "bench": 1.5, "sanitize": 1.5}
-"""Each part's share of the time that is left for it and those after it."""
+"""The share of each kind of step in the time that is left for it and the later kinds."""
 MOST_S = 7 * 24 * 3600
-LEAST_S = 5  # for a part to be begun at all
+LEAST_S = 5  # a step with less time is not started
 RESERVE_S = 30  # of the whole time: for the page and the table
-LAST_WORDS_S = 20  # for a command to keep what it has, when its time is up
+INTERRUPT_S = 20  # for an interrupted command to write its results
 
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
+INTERRUPTED = "interrupted"
 
 
-@dataclass
-class Part:
-    """What came of one part."""
+@dataclass(frozen=True)
+class Step:
+    """A command, and how its output is judged."""
+
+    kind: str
+    """What ``--only`` calls it."""
+    name: str
+    command: list[str]
+    """Empty if it cannot run; then ``note`` says why."""
+    required: str = ""
+    """Text without which the last line is not a success, such as the number of tests that passed."""
+    note: str = ""
+
+
+@pydantic.dataclasses.dataclass(config=CHECKED)
+class StepResult:
+    """The result of one step."""
 
     name: str
-    outcome: str = NOT_RUN
-    words: str = "not asked for"
-    seconds: float = 0.0
-    figures: list[str] = field(default_factory=list)
-    """Lines for the table at the end, made from the files that the part wrote."""
-    limit_s: float = 0.0
-
-    def as_record(self) -> dict[str, Any]:
-        """What of it is kept."""
-        return {key: getattr(self, key) for key in ("name", "outcome", "words", "seconds", "figures", "limit_s")}
+    words: str
+    outcome: Literal["passed", "FAILED", "not run"] = NOT_RUN
+    seconds: NotNegative = 0.0
 
 
-@dataclass
-class Campaign:
-    """What was asked for, and when its time is up."""
+@pydantic.dataclasses.dataclass(config=CHECKED, kw_only=True)
+class CampaignRecord:
+    """The file of a campaign."""
 
-    out: Path
-    samples: int
-    epochs: int
-    math: str
-    data: str
-    data_dir: Path
-    simulator: bool
-    ends: float
-    """A reading of ``perf_counter``."""
-    part_ends: float = 0.0
-    """The same, for the part that is running."""
-    files: list[Path] = field(default_factory=list)
-    """Results files written so far."""
-    interrupted: bool = False
-
-    @property
-    def device_options(self) -> list[str]:
-        """Where and in which arithmetic the measuring commands run."""
-        return ["--device", "gpu", "--math", self.math]
-
-    def log(self, part: Part) -> Path:
-        """Where the output of a part goes."""
-        return self.out / "logs" / f"{part.name}.log"
+    schema: Literal["convbench-campaign/1"] = SCHEMA
+    started: str
+    environment: Environment
+    device: str
+    parts: list[StepResult]
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for everything.", metavar="FOLDER")],
+@dataclass(frozen=True, kw_only=True)
+class CampaignOptions:
+    """The options of a campaign."""
+
+    out: Annotated[Path, typer.Option(help="Folder for all files.", metavar="FOLDER")]
     only: Annotated[
-        str, typer.Option(help="Some of tests,run,layers,bench,sanitize; all by default.", metavar="PARTS")
-    ] = ",".join(SHARES),
-    minutes: Annotated[float, typer.Option(help="For all of it.")] = 10.0,
-    samples: Annotated[int, typer.Option(help="Pictures an epoch of the run.")] = 50_000,
-    epochs: Annotated[int, typer.Option(help="Timed epochs of the run, fewer if time is up; one at least.")] = 6,
-    math: Annotated[str, typer.Option(help="fp32 or tf32, in everything that is timed.")] = "fp32",
-    data: Annotated[str, typer.Option(help="auto, cifar10 or photos.")] = "auto",
-    data_dir: Annotated[Path, typer.Option(help="Folder with CIFAR-10's binary files.")] = Path("data"),
-    simulator: Annotated[bool, typer.Option("--simulator", help="The tests in Numba's simulator; no GPU.")] = False,
-) -> None:
+        str, typer.Option(help="Some of tests,run,layers,bench,sanitize; all by default.", metavar="STEPS")
+    ] = ",".join(SHARES)
+    minutes: Annotated[float, typer.Option(help="Time for the whole campaign.")] = 10.0
+    samples: Annotated[int, typer.Option(help="Pictures an epoch of the run.")] = 50_000
+    epochs: Annotated[int, typer.Option(help="Timed epochs of the run; fewer if time is up, at least one.")] = 6
+    math: Math = "fp32"
+    data: Annotated[str, typer.Option(help="auto, cifar10 or photos.")] = "auto"
+    data_dir: DataDir = Path("data")
+    simulator: Annotated[bool, typer.Option("--simulator", help="Run the tests in Numba's simulator; no GPU.")] = False
+
+    def kinds(self) -> list[str]:
+        """Check all options; the kinds of steps to run."""
+        asked = [name.strip() for name in self.only.split(",") if name.strip()]
+        for name in asked or [""]:
+            check_choice("step", name, tuple(SHARES))
+        check_number("samples", self.samples, 1)
+        check_number("epochs", self.epochs, 1)
+        if not RESERVE_S < 60 * self.minutes < MOST_S:
+            limits = f"more than {RESERVE_S / 60} and less than {MOST_S / 60:g}"
+            raise UsageError(f"minutes {self.minutes}: must be {limits}")
+        check_precision(self.math)
+        check_choice("data source", self.data, SOURCES)
+        if self.simulator and asked != ["tests"]:
+            raise UsageError("--simulator needs --only tests: the simulator is not a GPU and is never timed")
+        return asked
+
+
+def campaign_steps(options: CampaignOptions) -> list[Step]:
+    """All steps, in order."""
+    out, gpu = str(options.out.resolve()), ["--device", "gpu", "--math", options.math]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    convbench = [sys.executable, "-m", "bench"]
+    tests = [*pytest, *(["tests/simulator"] if options.simulator else ["tests", "-m", "gpu"])]
+    run = [*convbench, "run", *gpu, "--out", out, "--data", options.data, "--data-dir", str(options.data_dir.resolve())]
+    run += ["--samples", str(options.samples), "--epochs", str(options.epochs)]
+    note = "PyTorch is not installed: not measured"
+    if importlib.util.find_spec("torch"):
+        run, note = [*run, "--peer", "torch"], ""
+    bench = [*pytest, "tests/benchmarks", *gpu, "--benchmark-only", "--benchmark-max-time=0.1"]
+    bench += ["-k", "not epoch and not encode", f"--benchmark-json={out}/benchmarks.json"]
+    return [
+        Step("tests", "tests", tests, required=" passed"),
+        Step("run", "run", run, note=note),
+        Step("layers", "layers", [*convbench, "layers", *gpu, "--out", out]),
+        Step("bench", "bench", bench, required=" passed"),
+        *sanitizer_steps(),
+    ]
+
+
+def sanitizer_steps() -> list[Step]:
+    """A tiny training step of each version, for each of the sanitizer's tools."""
+    folders = [os.environ.get("PATH", ""), str(Path(sys.executable).parent), *SANITIZER_FOLDERS]
+    program = shutil.which(SANITIZER, path=os.pathsep.join(folders))
+    if program is None:
+        return [Step("sanitize", "sanitize", [], note=f"{SANITIZER} is not installed: not measured")]
+    # CuPy and cuBLAS try API calls that may fail; such a failure is not an error of a kernel.
+    options = ["--report-api-errors", "no", "--error-exitcode", "9"]
+    tiny = [sys.executable, "-m", "bench.experiments.tiny_step", "--backend"]
+    return [
+        Step("sanitize", f"{tool}-{name}", [program, "--tool", tool, *options, *tiny, name])
+        for tool in SANITIZER_TOOLS
+        for name in names()
+    ]
+
+
+def run_campaign(options: CampaignOptions) -> None:
     """Test, run, take apart, benchmark and sanitize all versions on a GPU."""
     begun = perf_counter()
-    asked = [name.strip() for name in only.split(",") if name.strip()]
-    for name in asked or [""]:
-        if name not in SHARES:
-            raise UsageError(f"unknown part {name!r}: choose from {', '.join(SHARES)}")
-    check_number("samples", samples, 1)
-    check_number("epochs", epochs, 1)
-    if not RESERVE_S < 60 * minutes < MOST_S:
-        raise UsageError(f"minutes {minutes}: must be more than {RESERVE_S / 60} and less than {MOST_S / 60:g}")
-    for what, value, known in (("math", math, MATHS), ("data source", data, SOURCES)):
-        if value not in known:
-            raise UsageError(f"unknown {what} {value!r}: choose from {', '.join(known)}")
-    if simulator and asked != ["tests"]:
-        raise UsageError("--simulator takes --only tests: what it runs is never to be timed or called a GPU")
-    device = "Numba's simulator" if simulator else choose_device("gpu").name
-    prepare_folder(out)
-    (out / "logs").mkdir(exist_ok=True)
-    ends = begun + 60 * minutes - RESERVE_S
-    campaign = Campaign(out.resolve(), samples, epochs, math, data, data_dir.resolve(), simulator, ends)
-    command = ["python", "-m", "bench.experiments.gpu_campaign", *sys.argv[1:]]
-    started = start_time()
-    record = {
-        "schema": SCHEMA,
-        "started": started,
-        "environment": describe_environment("cpu" if simulator else "gpu", usable_cores(), command),
-        "device": device,
-    }
-    parts = [Part(name, words="not reached" if name in asked else "not asked for") for name in SHARES]
-    path = campaign.out / f"{started}_campaign.json"
+    asked = options.kinds()
+    device = "Numba's simulator" if options.simulator else choose_device("gpu").name
+    runs = prepare_folder(options.out)
+    (options.out / "logs").mkdir(exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # the children of a nohup process would ignore SIGINT
+    steps = campaign_steps(options)
+    typed = ["python", "-m", "bench.experiments.gpu_campaign", *sys.argv[1:]]
+    record = CampaignRecord(
+        started=start_time(),
+        environment=describe_environment("cpu" if options.simulator else "gpu", usable_cores(), typed),
+        device=device,
+        parts=[StepResult(step.name, "not reached" if step.kind in asked else "not asked for") for step in steps],
+    )
+    path = options.out / f"{record.started}_campaign.json"
+    older, end_s = set(runs.glob("*.json")), begun + 60 * options.minutes - RESERVE_S
+    interrupted = False
+    for step, result in zip(steps, record.parts, strict=True):
+        if step.kind in asked and not interrupted:
+            left_s = end_s - perf_counter()
+            interrupted = run_step(step, result, options, left_s, share_s(left_s, step.kind, asked))
+            _write(record, path)
     lines = [f"record: {path}"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which keeps what there is
-    try:
-        for part in parts:
-            if part.name not in asked or campaign.interrupted:
-                continue
-            _share_out(campaign, part, asked)
-            if part.limit_s < LEAST_S:
-                part.words = "no time was left"
-                continue
-            print(f"{part.name}: {part.limit_s:.0f} s at most", flush=True)
-            run_part(part, campaign)
-            _keep(record, parts, path)
-        if campaign.files:
-            lines += _page(campaign)
-    except KeyboardInterrupt:
-        campaign.interrupted = True
-    _keep(record, parts, path)
-    _print(device, parts, lines)
-    if campaign.interrupted:
+    if files := sorted(set(runs.glob("*.json")) - older):
+        lines.append(_write_page(files, options))
+    _print(record, lines)
+    if interrupted:
         raise typer.Exit(130)
-    if any(part.outcome == FAILED for part in parts):
+    if any(result.outcome == FAILED for result in record.parts):
         raise typer.Exit(1)
 
 
-def _share_out(campaign: Campaign, part: Part, asked: list[str]) -> None:
-    """Give a part its share of what is left."""
-    later = list(SHARES)[list(SHARES).index(part.name) :]
-    left = max(0.0, campaign.ends - perf_counter())
-    part.limit_s = left * SHARES[part.name] / sum(SHARES[name] for name in later if name in asked)
+def share_s(left_s: float, kind: str, asked: Sequence[str]) -> float:
+    """The share of a kind of step in the seconds that are left for it and the later kinds."""
+    later = list(SHARES)[list(SHARES).index(kind) :]
+    return max(0.0, left_s) * SHARES[kind] / sum(SHARES[other] for other in later if other in asked)
 
 
-def run_part(part: Part, campaign: Campaign) -> None:
-    """Run one part; whatever goes wrong in it is its outcome, never an exception."""
-    part.words = ""
+def run_step(step: Step, result: StepResult, options: CampaignOptions, left_s: float, limit_s: float) -> bool:
+    """Run one step and fill in its result; whether Ctrl-C ended it. No failure of the step is an exception."""
+    if limit_s < LEAST_S or not step.command:
+        result.words = step.note if not step.command else "no time was left"
+        return False
+    print(f"{step.name}: {limit_s:.0f} s at most", flush=True)
+    command = step.command
+    if step.kind == "run":
+        # It starts no epoch after its time limit. Only the epoch in progress may use the time of later steps.
+        command, limit_s = [*command, "--time-limit", str(round(limit_s))], left_s
     begun = perf_counter()
-    campaign.part_ends = begun + part.limit_s
-    campaign.log(part).unlink(missing_ok=True)
     try:
-        PARTS[part.name](campaign, part)
-    except PartError as error:
-        part.outcome, part.words = FAILED, str(error)
-    except KeyboardInterrupt:
-        part.outcome, part.words = FAILED, f"interrupted{f'; {part.words}' if part.words else ''}"
-        raise
-    except Exception as error:  # a part must not cost the others, whatever its files look like
-        part.outcome, part.words = FAILED, f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-    finally:
-        part.seconds = perf_counter() - begun
+        how, output = call(command, options.out / "logs" / f"{step.name}.log", limit_s, simulator=options.simulator)
+    except OSError as error:  # such as a full disk
+        how, output = "it cannot run", error.strerror or str(error)
+    result.seconds = perf_counter() - begun
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("warning:")]
+    last = lines[-1] if lines else "no output"
+    if how == "exit code 0" and step.required in last:
+        result.outcome = PASSED
+        file = next((line for line in lines if line.startswith("results: ")), last)
+        result.words = f"{file}; {step.note}" if step.note else file
+    elif "Device not supported" in output and step.kind == "sanitize":
+        result.words = f"{SANITIZER} does not support this device: not measured"
+    else:
+        result.outcome, result.words = FAILED, f"{how}: {last}"
+    return how == INTERRUPTED
 
 
-class PartError(RuntimeError):
-    """A part did not do what it should; the message says what."""
+def call(command: list[str], log: Path, limit_s: float, *, simulator: bool = False) -> tuple[str, str]:
+    """Run a command; how it ended, and its output, which also goes to ``log``.
 
-
-# The parts ------------------------------------------------------------------------------------------------------------
-
-
-def _tests(campaign: Campaign, part: Part) -> None:
-    results = campaign.out / "tests.xml"
-    results.unlink(missing_ok=True)
-    what = ["tests/simulator"] if campaign.simulator else ["tests", "-m", "gpu"]
-    environment = {"NUMBA_ENABLE_CUDASIM": "1"} if campaign.simulator else {}
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *what, f"--junitxml={results}"]
-    code = _ask(campaign, part, *arguments, **environment)
-    if not results.exists():
-        raise PartError(f"{_ended(campaign, code)}: {_last_line(campaign, part)}")
-    suite = next(ElementTree.parse(results).getroot().iter("testsuite"))
-    total, failed, skipped = (
-        sum(int(suite.get(key, 0)) for key in keys) for keys in (["tests"], ["failures", "errors"], ["skipped"])
-    )
-    part.words = f"{total - failed - skipped} passed, {failed} failed, {skipped} skipped"
-    if code != 0 or failed or total == skipped:
-        raise PartError(f"{part.words}{'' if code in (0, 1) else f'; {_ended(campaign, code)}'}")
-    part.outcome = PASSED
-
-
-def _run(campaign: Campaign, part: Part) -> None:
-    peers = ["--peer", "torch"] if importlib.util.find_spec("torch") else []
-    options = ["--samples", campaign.samples, "--epochs", campaign.epochs, "--data", campaign.data]
-    options += ["--data-dir", campaign.data_dir, *campaign.device_options, *peers]
-    # It ends by itself after the round in which its share is over; only then may it take from the parts that follow.
-    options += ["--time-limit", max(1, round(part.limit_s))]
-    campaign.part_ends = campaign.ends
-    path, code = _command(campaign, part, RUN_SCHEMA, "run", *options)
-    record = read_record(path)
-    part.figures += _run_figures(record)
-    reasons = [f"{row.id}: {row.reason}" for row in record.rows if row.reason]
-    if code != 0 or reasons:
-        raise PartError(f"{path.name}; {'; '.join(reasons) or _ended(campaign, code)}")
-    part.outcome = PASSED
-    notes = [warning for warning in record.warnings if warning.startswith("time was up")]
-    part.words = "; ".join([path.name, *notes, *([] if peers else ["PyTorch is not installed: not measured"])])
-
-
-def _run_figures(record: RunRecord) -> list[str]:
-    """A line a row, and how the fastest version stands to each peer."""
-    flops = record.config["samples"] * autoencoder().training_flops
-    ceilings = record.ceilings or {}
-    found = []
-    summaries = summarise(record.rows, BASELINE)
-    for summary in summaries:
-        row, rate = summary.row, flops / summary.median_s
-        words = [f"{row.id} {row.math}: epoch {summary.median_s:.4g} s", f"{rate / 1e12:.3g} TFLOP/s"]
-        if ceilings.get("math") == row.math:
-            words.append(f"{100 * rate / ceilings['gemm_flop_per_s']:.1f} % of the measured GEMM")
-        if summary.speedup is not None and not summary.is_baseline:
-            words.append(f"{summary.speedup:.3g} times {summary.baseline.id}")
-        found.append(", ".join([*words, f"{row.peak_bytes / 1e6:,.0f} MB"]))
-    ours = [summary for summary in summaries if not summary.row.peer]
-    fastest = min(ours, key=lambda summary: summary.median_s, default=None)
-    for summary in summaries:
-        if fastest and summary.row.peer and summary.row.math == fastest.row.math:
-            ratio = summary.median_s / fastest.median_s
-            found.append(f"{fastest.row.id} is {ratio:.3g} times as fast as {summary.row.id}")
-    return found
-
-
-def _layers(campaign: Campaign, part: Part) -> None:
-    path, code = _command(campaign, part, LAYERS_SCHEMA, "layers", *campaign.device_options)
-    record = read_layers(path)
-    part.figures += map(_overhead, summarise_layers(record))
-    reasons = [f"{row['id']}: {row['reason']}" for row in record["rows"] if row["reason"]]
-    if code != 0 or reasons:
-        raise PartError(f"{path.name}; {'; '.join(reasons) or _ended(campaign, code)}")
-    part.outcome, part.words = PASSED, path.name
-
-
-def _overhead(summary: LayerSummary) -> str:
-    share = 100 * summary.overhead_s / summary.step_s
-    return f"{summary.row['id']}: step {1e3 * summary.step_s:.4g} ms, {share:.1f} % of it outside the operations"
-
-
-def _bench(campaign: Campaign, part: Part) -> None:
-    path = campaign.out / "benchmarks.json"
-    path.unlink(missing_ok=True)
-    code = _ask(
-        campaign, part, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/benchmarks", "--benchmark-only",
-        "-k", "not epoch and not encode", "--benchmark-max-time=0.1", f"--benchmark-json={path}",
-        *campaign.device_options,
-    )  # fmt: skip
-    if not path.exists() or not path.stat().st_size:
-        raise PartError(f"{_ended(campaign, code)}: {_last_line(campaign, part)}")
-    part.words = f"{len(read_json_object(path)['benchmarks'])} benchmarks in {path.name}"
-    if code != 0:
-        raise PartError(f"{part.words}; {_ended(campaign, code)}")
-    part.outcome = PASSED
-
-
-def _sanitize(campaign: Campaign, part: Part) -> None:
-    places = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent), *SANITIZER_PLACES])
-    tool = shutil.which(SANITIZER, path=places)
-    if tool is None:
-        part.words = f"{SANITIZER} is not installed: not measured"
-        return
-    clean, wrong, refused = [], [], []
-    for check in SANITIZED:
-        for name in names():
-            said_before = campaign.log(part).stat().st_size if campaign.log(part).exists() else 0
-            # CuPy and cuBLAS try calls that may fail: those are no errors of a kernel.
-            before = [tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", str(MISSED)]
-            code = _ask(campaign, part, "-m", "bench.experiments.tiny_step", "--backend", name, before=before)
-            unsupported = code != 0 and b"Device not supported" in campaign.log(part).read_bytes()[said_before:]
-            if code == 0:
-                clean.append(f"{check} of {name}")
-            elif unsupported:
-                refused.append(f"{check}: {SANITIZER} does not support this device, not measured")
-            else:
-                why = "errors, see the log"
-                if code != MISSED:
-                    why = f"{_ended(campaign, code)}: {_last_line(campaign, part)}"
-                wrong.append(f"{check} of {name}: {why}")
-            part.words = "; ".join([*wrong, *refused, f"clean: {', '.join(clean) or 'none'}"])
-            if unsupported:
-                break
-            if code is None:
-                raise PartError(part.words)
-    if wrong:
-        raise PartError(part.words)
-    if clean:
-        part.outcome = PASSED
-
-
-PARTS: dict[str, Callable[[Campaign, Part], None]] = {
-    "tests": _tests,
-    "run": _run,
-    "layers": _layers,
-    "bench": _bench,
-    "sanitize": _sanitize,
-}
-
-
-# Processes and files --------------------------------------------------------------------------------------------------
-
-
-def _command(campaign: Campaign, part: Part, schema: str, *arguments: Any) -> tuple[Path, int | None]:
-    """Run a command of ``convbench`` that writes one results file; returns that and the exit code."""
-    runs = campaign.out / "runs"
-    before = set(runs.iterdir())
-    code = _ask(campaign, part, "-m", "bench", *arguments, "--out", campaign.out)
-    for path in sorted(set(runs.iterdir()) - before):
-        if path.suffix == ".json" and read_json_object(path).get("schema") == schema:
-            campaign.files.append(path)
-            return path, code
-    raise PartError(f"{_ended(campaign, code)}, no results file: {_last_line(campaign, part)}")
-
-
-def _ask(
-    campaign: Campaign, part: Part, *arguments: Any, before: list[str] | None = None, **environment: str
-) -> int | None:
-    """Run Python with these arguments, its output into the part's log; its exit code, None if its time was up.
-
-    Then it is asked to end as by Ctrl-C, upon which a command keeps what it has, and if it won't is killed with all
-    that it started.
+    When its time is up, and on Ctrl-C, it receives SIGINT, upon which it writes the results that it has.
     """
-    command = [*(before or []), sys.executable, *map(str, arguments)]
-    with campaign.log(part).open("a", encoding="utf-8") as log:
-        log.write(f"$ {' '.join(command)}\n")
-        log.flush()
+    environment = child_environment() | ({"NUMBA_ENABLE_CUDASIM": "1"} if simulator else {})
+    with log.open("w+", encoding="utf-8", errors="replace") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**child_environment(), **environment}, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True,
-            # Where Ctrl-C is ignored, as behind nohup, a child would ignore it too.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
-        started: list[psutil.Process] = []
         try:
-            return process.wait(max(0.0, campaign.part_ends - perf_counter()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-            campaign.interrupted = campaign.interrupted or isinstance(reason, KeyboardInterrupt)
-            started = _descendants(process)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LAST_WORDS_S)
-            return None
-        finally:
-            _end(process, started)
+            how = f"exit code {process.wait(max(0.0, limit_s))}"
+        except subprocess.TimeoutExpired:
+            how = "its time was up"
+        except KeyboardInterrupt:
+            how = INTERRUPTED
+        for number in (signal.SIGINT, signal.SIGKILL):  # also ends what the command has left running
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(INTERRUPT_S)
+        file.seek(0)
+        return how, file.read()
 
 
-def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(process.pid).children(recursive=True)
-    return []
-
-
-def _end(process: subprocess.Popen, started: list[psutil.Process]) -> None:
-    """Kill what is still there of a process, of its group, and of what it is known to have started."""
-    for child in [*started, *_descendants(process)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _ended(campaign: Campaign, code: int | None) -> str:
-    if code is not None:
-        return f"exit code {code}"
-    return "interrupted" if campaign.interrupted else "its time was up"
-
-
-def _last_line(campaign: Campaign, part: Part) -> str:
-    lines = campaign.log(part).read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-
-
-def _keep(record: dict[str, Any], parts: list[Part], path: Path) -> None:
-    """Write the record as far as it goes."""
-    document = {**record, "parts": [part.as_record() for part in parts]}
+def _write(record: CampaignRecord, path: Path) -> None:
     try:
-        replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
-    except OSError as error:  # the parts that follow, and the table, are worth more
+        replace_file(path, (to_json(record) + "\n").encode())
+    except OSError as error:  # the other steps and the table are still worth having
         print(f"warning: cannot write {path}: {error.strerror or error}", file=sys.stderr)
 
 
-def _page(campaign: Campaign) -> list[str]:
-    """Write the page of the results files; a line that says where, or why there is none."""
-    from bench.views.page import write_report
-
-    try:
-        return [f"page: {write_report(campaign.files, campaign.out / 'report.html', force=True)}"]
-    except Exception as error:  # the files are what counts
-        return [f"no page: {error}"]
+def _write_page(files: list[Path], options: CampaignOptions) -> str:
+    page = (options.out / "report.html").resolve()
+    command = [sys.executable, "-m", "bench", "report", *(str(file.resolve()) for file in files)]
+    how, output = call([*command, "--out", str(page), "--force"], options.out / "logs" / "page.log", RESERVE_S)
+    return f"page: {page}" if how == "exit code 0" else f"no page: {how}: {output.strip()}"
 
 
-def _print(device: str, parts: list[Part], lines: list[str]) -> None:
-    console = Console(width=TABLE_COLUMNS)
-    for part in parts:
-        for line in part.figures:
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    table = Table(title=escape(device), title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for name in ("part", "outcome", "seconds", ""):
-        table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
-    for part in parts:
-        seconds = f"{part.seconds:.0f}" if part.seconds else ""
-        table.add_row(part.name, part.outcome, seconds, escape(part.words))
-    console.print(table)
+def _print(record: CampaignRecord, lines: list[str]) -> None:
+    tones = {PASSED: "good", FAILED: "bad", NOT_RUN: "quiet"}
+    rows = [
+        row(result.name, Cell(result.outcome, tone=tones[result.outcome]), f"{result.seconds:.0f}", result.words)
+        for result in record.parts
+    ]
+    columns = [Column("step", text=True), Column("outcome", text=True), Column("seconds"), Column("", text=True)]
+    console = wide_console()
+    show(Table(record.device, columns, [Group(rows)]), console)
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(options_of(run_campaign, CampaignOptions))

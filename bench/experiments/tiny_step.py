@@ -1,23 +1,23 @@
-"""One training step of one version on the GPU, on a tiny network: ``python -m bench.experiments.tiny_step --backend v2``.
+"""One training step of one version on the GPU, on a tiny network.
 
-For tools that watch every memory access, such as compute-sanitizer, under which the real network would take hours. The
-network has several tiles of every axis and uneven rests; its loss and gradients are checked against the reference, so a
-tool that breaks something is noticed.
+``python -m bench.experiments.tiny_step --backend v2`` is meant for tools that check every memory access, such as
+compute-sanitizer, under which the real network would take hours. Along every axis the network has several tiles and a
+partial one. Its loss and gradients are checked against the reference, so that a tool that disturbs the step is
+detected.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from bench.commands.options import run_script
+from bench.commands.console import run_script
 from common import reference
 from common.architecture import autoencoder
 from common.device import in_simulator
-from common.errors import UsageError
+from common.errors import RunError, UsageError
 from common.network import Network, initial_parameters
 from common.training import Trainer
 from versions.registry import find
@@ -25,14 +25,14 @@ from versions.registry import find
 BATCH = 3
 
 
-def main(backend: Annotated[str, typer.Option(help="The version.", metavar="NAME")]) -> None:
-    """Take the step and compare it with the float64 reference."""
+def take_tiny_step(backend: Annotated[str, typer.Option(help="The version.", metavar="NAME")]) -> None:
+    """Take one training step and compare its loss and gradients with the float64 reference."""
     info = find(backend)
     if not in_simulator():
-        _plain_allocation()
+        _disable_memory_pool()
     try:
         instance = info.load("gpu")
-    except Exception as error:  # whatever is missing is an answer
+    except Exception as error:  # a driver or a library can fail to load in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"no GPU can be used here: {reason}") from error
     architecture = autoencoder((4, 8), (5, 3)) if in_simulator() else autoencoder((12, 20), (70, 37))
@@ -45,20 +45,20 @@ def main(backend: Annotated[str, typer.Option(help="The version.", metavar="NAME
     np.testing.assert_allclose(trainer.read_losses(), [expected.loss], rtol=1e-4)
     for name, gradient in network.read_gradients().items():
         wanted = expected.gradients[name]
-        apart = np.linalg.norm(gradient - wanted) / np.linalg.norm(wanted)
-        if not apart < 1e-3:
-            sys.exit(f"the gradient of {name} is {apart:.2g} of its norm away from the reference")
-    print(f"{info.label}: one step of {BATCH} pictures, loss {expected.loss:.6f}, as the reference has it")
+        difference = np.linalg.norm(gradient - wanted) / np.linalg.norm(wanted)
+        if not difference < 1e-3:
+            raise RunError(f"the gradient of {name} differs from the reference by {difference:.2g} of its norm")
+    print(f"{info.label}: one step of {BATCH} pictures, loss {expected.loss:.6f}, equal to the reference")
 
 
-def _plain_allocation() -> None:
-    """Let every buffer be an allocation of the driver's: in CuPy's pool, what lies behind one is allocated too."""
+def _disable_memory_pool() -> None:
+    """Let the driver allocate every buffer: in CuPy's pool, an access behind a buffer may hit allocated memory."""
     try:
         import cupy
     except ImportError:
-        return  # which loading the version will say
+        return  # loading the version reports it
     cupy.cuda.set_allocator(None)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(take_tiny_step)

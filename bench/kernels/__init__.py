@@ -1,1 +1,1 @@
-"""What the compilers say of every GPU kernel."""
+"""The GPU kernels as the compilers see them: which are launched, and what they need."""

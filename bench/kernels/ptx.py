@@ -1,47 +1,33 @@
-"""Reading PTX: what a kernel's inner loop does per turn.
+"""Read PTX: the loads and multiply-adds of a kernel's inner loop.
 
-PTX is what libNVVM makes of a kernel, before ptxas gives it registers: loops are unrolled and loads are merged by then,
-so the loop that does the arithmetic can be read off it. How many floats it loads for how many multiply-adds says how
-far the kernel's tiling goes.
+PTX is the output of libNVVM, before ptxas assigns registers. Loops are already unrolled and loads merged, so the counts
+of the inner loop are final. The floats loaded for each multiply-add show how much the kernel's tiling saves.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from bench.records.kernels import LoopCounts
 
 LABEL = re.compile(r"^([$\w]+):")
 BRANCH = re.compile(r"^(?P<predicate>@\S+\s+)?bra(?:\.uni)?\s+(?P<label>[$\w]+)")
 
 
 @dataclass(frozen=True)
-class LoopCounts:
-    """What one turn of a loop does, all of its branches counted: instructions, and the floats (32 bits) they load."""
-
-    fma: int = 0
-    shared_loads: int = 0
-    shared_floats: int = 0
-    global_loads: int = 0
-    global_floats: int = 0
-
-    def __add__(self, other: LoopCounts) -> LoopCounts:
-        """Add field by field."""
-        return LoopCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-@dataclass(frozen=True)
 class _Block:
-    """Instructions without a branch in or out, and where control goes from their end."""
+    """Instructions without a branch in or out, and the blocks that can follow."""
 
     counts: LoopCounts
     successors: tuple[int, ...]
 
 
 def inner_loop(ptx: str) -> LoopCounts | None:
-    """Count the loop that has the most FMAs among those that hold no other loop; None if no loop has an FMA.
+    """Count the instructions of the innermost loop with the most FMAs; None if no loop has an FMA.
 
-    Where only loops around others have FMAs, it is the one with the most in its own body, which alone is counted.
+    If no innermost loop has an FMA, the outer loop with the most FMAs is counted, without the loops inside it.
     """
     innermost, outer = [], []
     for body in _functions(ptx):
@@ -61,7 +47,7 @@ def inner_loop(ptx: str) -> LoopCounts | None:
 def _functions(ptx: str) -> Iterator[list[str]]:
     """Yield the lines of each function's body."""
     body: list[str] = []
-    depth = 0  # a call is in braces of its own
+    depth = 0  # a call has its own braces
     for raw in ptx.splitlines():
         line = raw.split("//")[0].strip()
         if line == "{":
@@ -113,14 +99,14 @@ def _count(line: str) -> LoopCounts:
     floats = width * max(1, int(modifiers[-1][1:]) // 32)
     if any(modifier.startswith("shared") for modifier in modifiers):
         return LoopCounts(shared_loads=1, shared_floats=floats)
-    # Without a state space it is one that libNVVM could not tell: an argument's, so global memory.
+    # libNVVM omits the state space where it does not know it: an argument, so global memory.
     return LoopCounts(global_loads=1, global_floats=floats)
 
 
 def _loops(blocks: list[_Block]) -> dict[int, set[int]]:
-    """Each natural loop's blocks by the block it is entered at.
+    """The blocks of each natural loop, by the block at its entry.
 
-    A branch back is one to a block on the depth-first path that led there; the loop is whatever reaches that branch
+    A back edge is a branch to a block on the current depth-first path. Its loop has all blocks that reach the back edge
     without passing the entry. See Aho, Lam, Sethi and Ullman, "Compilers", 2006, section 9.6.
     """
     back: list[tuple[int, int]] = []

@@ -1,1 +1,1 @@
-"""What the machine is and does: environment, conditions, ceilings, devices, clocks."""
+"""The machine: environment, conditions, ceilings, devices, clocks."""

@@ -1,102 +1,102 @@
-"""What this machine can do at best, measured in the run that uses it: a large matrix product, copy and read.
+"""The highest speeds of this machine, measured in the run that uses them: a large matrix product, a copy and a read.
 
-The product is the faster of two ways of giving it to a CPU's threads: each thread a product of its own, with matrices
-that its caches hold, or one product shared by all. On a GPU it is one product by cuBLAS, in the math asked for.
-A copy's bytes are those read and those written. A read is a dot product of a vector with itself, since operations that
-mostly read can outrun a copy. The best of several rounds counts: a ceiling is what was reached once.
+On a CPU the product is the faster of two variants: each thread computes a product of its own, with matrices that fit
+its caches, or all threads share one product. On a GPU it is one product by cuBLAS, in the requested precision.
+The bytes of a copy are those read plus those written. The read is a dot product of a vector with itself, because
+operations that mostly read can be faster than a copy. The best of several rounds counts: a ceiling is the highest speed
+that was ever reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from common.backend import Device, Math
-from common.operations import Operation
+from bench.model import CHECKED, Count, Positive
+from common.backend import Device, Precision
+from common.operations import OperationWork
 
 MARGIN = 1.10
-"""How far above a ceiling a speed may lie before it is suspicious: the ceiling is a measurement too."""
+"""A speed above this multiple of a ceiling is suspicious; the ceiling is a measurement too."""
 
 BEYOND_CACHE = 4
-"""How many times the last cache an operation has to move before what lies in there hardly helps it."""
+"""An operation that moves more than this multiple of the last cache hardly profits from cached data."""
 
 CPU_OWN_GEMM, CPU_SHARED_GEMM = 768, 2048  # sides of the square matrices
 CPU_VECTOR = 32 * 1024 * 1024  # floats: 128 MiB
 GPU_GEMM = 8192
 GPU_VECTOR = 128 * 1024 * 1024  # floats: 512 MiB, several times the largest L2
-ROUNDS = 20  # short ones: on a busy machine, some fall between what else it does
+ROUNDS = 20  # short rounds: on a busy machine, some run undisturbed
 
 
 SPEEDS = ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s")
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class Ceilings:
-    """The best that the device reached, per second; ``cache_bytes`` is its last cache, None where unknown."""
+    """The highest measured speeds of the device, per second."""
 
-    device: Device
-    math: Math
-    threads: int
-    gemm_flop_per_s: float
-    copy_bytes_per_s: float
-    read_bytes_per_s: float
-    cache_bytes: int | None
+    device: str
+    precision: Annotated[str, Field(alias="math")]
+    threads: Count
+    gemm_flop_per_s: Positive
+    copy_bytes_per_s: Positive
+    read_bytes_per_s: Positive
+    cache_bytes: Count | None
+    """Size of the last cache; None if unknown."""
 
     @property
     def memory_bytes_per_s(self) -> float:
-        """The faster of copying and reading."""
+        """The higher of the two memory speeds."""
         return max(self.copy_bytes_per_s, self.read_bytes_per_s)
 
-    def bound_s(self, operation: Operation) -> float:
-        """Seconds that the operation needs at the ceilings: the later of its arithmetic and its traffic."""
-        return max(operation.flops / self.gemm_flop_per_s, operation.least_bytes / self.memory_bytes_per_s)
+    def bound_s(self, work: OperationWork) -> float:
+        """Seconds that the operation needs at the ceilings: the longer of its arithmetic and its memory traffic."""
+        return max(work.flops / self.gemm_flop_per_s, work.least_bytes / self.memory_bytes_per_s)
 
-    def bound_by(self, operation: Operation) -> str:
-        """``arithmetic`` or ``memory``: the ceiling that the operation meets first."""
-        arithmetic = operation.flops / self.gemm_flop_per_s > operation.least_bytes / self.memory_bytes_per_s
+    def bound_by(self, work: OperationWork) -> str:
+        """``arithmetic`` or ``memory``: the ceiling that limits the operation."""
+        arithmetic = work.flops / self.gemm_flop_per_s > work.least_bytes / self.memory_bytes_per_s
         return "arithmetic" if arithmetic else "memory"
 
-    def fraction(self, operation: Operation, seconds: float) -> float:
-        """Share of the ceiling that was reached: 1 is as fast as the measured ceilings let it be."""
-        return self.bound_s(operation) / seconds
+    def fraction(self, work: OperationWork, seconds: float) -> float:
+        """Share of the ceiling that was reached: 1 is as fast as the measured ceilings allow."""
+        return self.bound_s(work) / seconds
 
-    def suspicion(self, operation: Operation, seconds: float) -> str:
-        """Why such a time cannot be believed; empty where it can.
+    def suspicion(self, work: OperationWork, seconds: float) -> str:
+        """Why the time is implausible; empty if it is plausible.
 
-        Memory speeds are only held to the ceiling where the operands are far larger than the last cache.
+        Memory speeds are checked only if the operands are far larger than the last cache.
         """
-        rate = operation.flops / seconds
+        rate = work.flops / seconds
         if rate > MARGIN * self.gemm_flop_per_s:
             return f"suspicious: {rate / 1e9:,.1f} GFLOP/s, above the measured {self.gemm_flop_per_s / 1e9:,.1f}"
-        rate = operation.least_bytes / seconds
-        beyond_cache = self.cache_bytes is not None and operation.least_bytes > BEYOND_CACHE * self.cache_bytes
+        rate = work.least_bytes / seconds
+        beyond_cache = self.cache_bytes is not None and work.least_bytes > BEYOND_CACHE * self.cache_bytes
         if beyond_cache and rate > MARGIN * self.memory_bytes_per_s:
             return f"suspicious: {rate / 1e9:,.1f} GB/s, above the measured {self.memory_bytes_per_s / 1e9:,.1f}"
         return ""
 
-    def as_record(self) -> dict[str, Any]:
-        """For a results file."""
-        return asdict(self)
+    def higher(self, other: Ceilings) -> Ceilings:
+        """The higher speeds of two measurements of one machine."""
+        return replace(self, **{speed: max(getattr(self, speed), getattr(other, speed)) for speed in SPEEDS})
 
 
-def higher(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The faster of two measurements of one machine, speed by speed: a ceiling is what was reached once."""
-    return {**one, **{key: max(one[key], other[key]) for key in SPEEDS}}
-
-
-def measure_ceilings(device: Device, math: Math, threads: int) -> Ceilings:
-    """Measure all three, on this process's device; the operands take some 0.3 GB (GPU: 1.9 GB)."""
-    return _measure_gpu(math, threads) if device == "gpu" else _measure_cpu(threads)
+def measure_ceilings(device: Device, precision: Precision, threads: int) -> Ceilings:
+    """Measure all three speeds in this process; the operands take about 0.3 GB (GPU: 1.9 GB)."""
+    return _measure_gpu(precision, threads) if device == "gpu" else _measure_cpu(threads)
 
 
 def cpu_cache_bytes() -> int | None:
-    """Size of the processor's last cache, as Linux tells it; None where it does not."""
+    """Size of the processor's last cache; None where Linux does not report it."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text().strip()
@@ -108,7 +108,7 @@ def cpu_cache_bytes() -> int | None:
 
 
 def _best(call: Callable[[], None]) -> float:
-    """Shortest of ``ROUNDS`` calls, in seconds, after one that warms up."""
+    """Shortest of ``ROUNDS`` calls, in seconds, after a warm-up call."""
     call()
     times = []
     for _ in range(ROUNDS):
@@ -153,12 +153,12 @@ def _measure_cpu(threads: int) -> Ceilings:
     )
 
 
-def _measure_gpu(math: Math, threads: int) -> Ceilings:
+def _measure_gpu(precision: Precision, threads: int) -> Ceilings:
     import cupy
 
     from common.gpu import CudaRuntime, Operand
 
-    runtime = CudaRuntime(math)
+    runtime = CudaRuntime(precision)
 
     def best(call: Callable[[], Any]) -> float:
         call()
@@ -184,4 +184,4 @@ def _measure_gpu(math: Math, threads: int) -> Ceilings:
         read_s = best(lambda: cupy.dot(source, source))
     cache = cupy.cuda.Device().attributes["L2CacheSize"]
     size = source.nbytes
-    return Ceilings("gpu", math, threads, 2 * side**3 / gemm_s, 2 * size / copy_s, size / read_s, cache)
+    return Ceilings("gpu", precision, threads, 2 * side**3 / gemm_s, 2 * size / copy_s, size / read_s, cache)

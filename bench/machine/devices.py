@@ -1,8 +1,8 @@
-"""Which devices this machine has, and if one cannot be used, why not.
+"""The devices of this machine, and the reason if one cannot be used.
 
-Nothing here imports CUDA code at module level: a machine with no GPU imports and runs everything. "Installed" is not
-believed: the imports that a run needs are made for real, cuBLAS included, because package metadata and CuPy's own
-configuration report it present when it is not.
+Nothing here imports CUDA code at module level, so a machine without a GPU imports everything. The probe really imports
+and calls what a run needs, cuBLAS included: package metadata and CuPy's configuration can report cuBLAS as present when
+it is not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEVICES: tuple[Device, ...] = ("cpu", "gpu")
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """Whether a device can be used; ``reason`` says why not, and is empty where it can."""
+    """Whether a device can be used; if not, ``reason`` says why."""
 
     device: Device
     available: bool
@@ -41,7 +41,7 @@ class DeviceStatus:
 
 @dataclass(frozen=True)
 class Probe:
-    """One thing that was tried for real."""
+    """The result of one attempt."""
 
     what: str
     ok: bool
@@ -49,7 +49,7 @@ class Probe:
 
 
 def cpu_name() -> str:
-    """The processor's model as the system names it."""
+    """The processor's model as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -59,11 +59,11 @@ def cpu_name() -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """Environment of a process of the suite's own.
+    """Environment variables of a child process.
 
-    It imports this code, not whatever lies in the folder that the user stands in, and counts GPUs as NVML does.
+    With them it imports this code, and nothing from the current folder, and numbers the GPUs as NVML does.
     """
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # an empty entry would mean the user's folder
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # an empty entry would be the current folder
     return {
         **os.environ,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -73,9 +73,9 @@ def child_environment() -> dict[str, str]:
 
 
 def probe_gpu() -> list[Probe]:
-    """Try, in order, everything that the GPU versions need; stops at the first failure.
+    """Try everything that the GPU versions need, in order, up to the first failure.
 
-    A process of its own makes the CUDA contexts: held here, they would take device memory from what is measured.
+    A child process creates the CUDA contexts, so that they do not hold device memory during a measurement.
     """
     if in_simulator():
         return [Probe("real device", False, "NUMBA_ENABLE_CUDASIM is set: Numba's simulator is not a GPU")]
@@ -91,7 +91,7 @@ def probe_gpu() -> list[Probe]:
 
 
 def print_probes() -> None:
-    """Make every attempt in this process and print the outcome as JSON, for ``probe_gpu``."""
+    """Make every attempt in this process and print the results as JSON, for ``probe_gpu``."""
     probes = []
     for what, action, hint in STEPS:
         probes.append(_attempt(what, action, hint))
@@ -103,13 +103,13 @@ def print_probes() -> None:
 def _attempt(what: str, action: Callable[[], str], hint: str) -> Probe:
     try:
         return Probe(what, True, action())
-    except Exception as error:  # any failure to load a driver or a library is an answer here, not a crash
+    except Exception as error:  # a driver or a library can fail to load in many ways
         first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return Probe(what, False, f"{first_line}; {hint}")
 
 
 def device_status(device: Device) -> DeviceStatus:
-    """Whether ``device`` can be used here, and its model."""
+    """Whether ``device`` can be used, and its model."""
     if device == "cpu":
         return DeviceStatus("cpu", True, cpu_name())
     probes = probe_gpu()
@@ -120,7 +120,7 @@ def device_status(device: Device) -> DeviceStatus:
 
 
 def choose_device(asked: str) -> DeviceStatus:
-    """Resolve ``auto``; UsageError with the reason if what was asked for is not there. Never falls back."""
+    """The device for ``auto``, ``cpu`` or ``gpu``; UsageError with the reason if it cannot be used. No fallback."""
     if asked not in ("auto", *DEVICES):
         raise UsageError(f"unknown device {asked!r}: choose from auto, {', '.join(DEVICES)}")
     if asked == "cpu":
@@ -135,10 +135,11 @@ def choose_device(asked: str) -> DeviceStatus:
 
 @contextlib.contextmanager
 def nvml_gpu() -> Iterator[tuple[Any, Any]]:
-    """NVML, and its handle of the GPU that CUDA calls the first.
+    """NVML, and its handle of CUDA's first GPU.
 
-    NVML counts by bus and does not know CUDA_VISIBLE_DEVICES, so that is followed here; processes that use the GPU are
-    given CUDA_DEVICE_ORDER=PCI_BUS_ID, which makes CUDA count the same way. Raises RuntimeError where there is none.
+    NVML numbers GPUs by bus and ignores CUDA_VISIBLE_DEVICES, so this function applies that variable. Processes that
+    use the GPU get CUDA_DEVICE_ORDER=PCI_BUS_ID, so that CUDA numbers GPUs in the same way. Raises RuntimeError if
+    there is none.
     """
     import pynvml
 

@@ -1,12 +1,11 @@
-"""Clocks and caches for timing a short piece of work, on either device.
+"""Clocks and cache flushes for timing a short operation, on either device.
 
-On the CPU the clock is ``perf_counter``. On a GPU a launch returns long before the work is done, so the clock is the
-device's own: a reading records an event on the backend's stream, and the difference of two readings waits for the later
-event and asks the device how far apart they were. A reading is all that a timing tool needs to know of it, so
-pytest-benchmark's loop, which takes ``end - start``, works with it unchanged.
+On the CPU the clock is ``perf_counter``. On a GPU a launch returns long before the work is done, so the clock uses
+device events: a reading records an event on the backend's stream. The difference of two readings waits for the later
+event and returns the seconds between them. pytest-benchmark's loop computes ``end - start``, so it works unchanged.
 
-Warm means that the operands may lie in the caches, from the call before. Before a cold call the last cache is filled
-with something else, outside the timed part.
+In a warm call the operands may be in the caches, from the call before. Before a cold call, and outside the timed part,
+the last cache is filled with other data.
 """
 
 from __future__ import annotations
@@ -26,41 +25,41 @@ from bench.machine.ceilings import cpu_cache_bytes
 from common.backend import Backend
 
 Timer = Callable[[], Any]
-"""Gives a reading; the difference of two is in seconds."""
+"""Returns a reading; the difference of two readings is in seconds."""
 
 LEAST_ROUND_S = 0.005
-"""Shorter than this, the cost of a reading and the jitter of the machine are no longer small beside the work."""
+"""In a shorter round, the cost of a reading and the jitter of the machine are not negligible."""
 
 MOST_ITERATIONS = 10_000
 ESTIMATES, LONGEST_ESTIMATE_S = 50, 0.1
-FLOATS_OF_A_LINE = 8  # float64 in the 64 bytes that a cache fetches at once
-CPU_FLUSH, GPU_FLUSH = 2, 4  # times the last cache that are written; a GPU's L2 may not replace the oldest first
-UNKNOWN_CACHE_BYTES = 64 * 1024 * 1024  # as large as most
+FLOATS_OF_A_LINE = 8  # float64 in a cache line of 64 bytes
+CPU_FLUSH, GPU_FLUSH = 2, 4  # a flush writes this multiple of the last cache; a GPU's L2 is not strictly LRU
+UNKNOWN_CACHE_BYTES = 64 * 1024 * 1024  # as large as most caches
 
 
 @dataclass(frozen=True)
 class EventReading:
-    """A moment on a stream of the device; ``later - earlier`` waits for ``later`` and gives seconds."""
+    """An event on a stream of the device; ``later - earlier`` waits for ``later`` and returns seconds."""
 
     event: Any
     events: Any
 
     def __sub__(self, earlier: EventReading) -> float:
-        """Seconds from ``earlier`` to this; both are over when it returns."""
+        """Seconds from ``earlier`` to this event; waits for this event."""
         self.event.synchronize()
         return self.events.get_elapsed_time(earlier.event, self.event) / 1e3  # CUDA counts in milliseconds
 
 
 class EventTimer:
-    """A clock of device events on one stream. Pieces of work between two readings queue up without the host waiting.
+    """A clock of device events on one stream. The host does not wait between two readings.
 
-    What the device waits for the host in between (a launch that comes late) is inside, as it is in training.
+    If the device waits for a late launch in between, that time counts, as it does in training.
     """
 
     __name__ = "cuda_event"  # what pytest-benchmark writes into its file
 
     def __init__(self, stream: Any, events: Any = None) -> None:
-        """Read moments of ``stream``, a CuPy stream; ``events`` stands in for ``cupy.cuda`` in tests."""
+        """Time ``stream``, a CuPy stream; ``events`` replaces ``cupy.cuda`` in tests."""
         if events is None:
             import cupy
 
@@ -77,7 +76,7 @@ class EventTimer:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """No garbage collection inside."""
+    """Inside, the garbage collector does not run."""
     gc.collect()
     gc.disable()
     try:
@@ -87,12 +86,12 @@ def undisturbed() -> Iterator[None]:
 
 
 def device_timer(backend: Backend) -> Timer:
-    """The clock for work on ``backend``'s device."""
+    """The clock for ``backend``'s device."""
     return EventTimer(backend.runtime.stream) if backend.device == "gpu" else perf_counter
 
 
 def timed_call(backend: Backend, call: Callable[[], None]) -> Callable[[], None]:
-    """``call`` as it goes between two readings of ``device_timer``: on the CPU it has to be over when it returns."""
+    """``call`` for timing between two readings of ``device_timer``; on the CPU it synchronises before it returns."""
     if backend.device == "gpu":
         return call
 
@@ -104,9 +103,9 @@ def timed_call(backend: Backend, call: Callable[[], None]) -> Callable[[], None]
 
 
 def cache_clearer(backend: Backend) -> Callable[[], None]:
-    """A function that fills the last cache of ``backend``'s device with something else.
+    """A function that fills the last cache of ``backend``'s device with other data.
 
-    On a GPU it only queues that, on the backend's stream and so before the next reading of its clock.
+    On a GPU it only queues that on the backend's stream, and so before the next reading of its clock.
     """
     if backend.device == "gpu":
         import cupy
@@ -124,9 +123,9 @@ def cache_clearer(backend: Backend) -> Callable[[], None]:
 
 @functools.cache
 def _overwrite_and_read() -> Callable[[np.ndarray, float, np.ndarray], None]:
-    """A function that writes a vector, and then has each of the threads that do the work read all of it.
+    """A function that writes a vector; then every thread reads all of it.
 
-    Cores have caches of their own, and groups of cores a last cache of their own: each thread has to fill its.
+    Cores, and groups of cores, have caches of their own, so each thread must fill its caches.
     """
     import numba
 
@@ -144,7 +143,7 @@ def _overwrite_and_read() -> Callable[[np.ndarray, float, np.ndarray], None]:
 
 
 def seconds_of(timer: Timer, call: Callable[[], None]) -> float:
-    """Seconds that a call takes about: the shortest of a few, after one that compiles and warms up."""
+    """Approximate seconds of a call: the shortest of a few, after a call that compiles and warms up."""
     call()
     shortest, spent = float("inf"), 0.0
     for _ in range(ESTIMATES):
@@ -158,5 +157,5 @@ def seconds_of(timer: Timer, call: Callable[[], None]) -> float:
 
 
 def iterations_for(seconds: float) -> int:
-    """How many calls of ``seconds`` make a round of at least ``LEAST_ROUND_S``."""
+    """The number of calls of ``seconds`` each that fill a round of at least ``LEAST_ROUND_S``."""
     return min(MOST_ITERATIONS, max(1, ceil(LEAST_ROUND_S / max(seconds, 1e-9))))

@@ -1,8 +1,8 @@
 """Clocks inside a training step: how long each operation of each stage takes while the network really trains.
 
-The step is the network's own, so operations come in their true order and find in the caches what the one before left
-there. For a watched step every operation of the backend is replaced, on that one object, by itself between two readings
-of a clock; afterwards the object is as it was, so that a step that is timed as a whole has no clocks in it.
+The step is the network's own, so operations run in their true order and find in the caches what the one before left.
+For a clocked step every operation of the backend is wrapped, on that one object, in two readings of a clock.
+Afterwards the object is as it was, so that a step that is timed as a whole has no clocks in it.
 
 On a CPU an operation is over when its call returns, and the clock is the host's. On a GPU calls only queue work, and
 readings are events on the same stream. If the device ran dry, the gap between two events would hold the host's launches
@@ -21,24 +21,7 @@ from typing import Any
 from bench.machine.timers import Timer
 from common.architecture import Stage
 from common.backend import Backend
-from common.operations import WHOLE_STEP
-
-# A backend's method, and the name of the operation that it does in common.operations.
-OPERATIONS = {
-    "conv2d_forward": "forward",
-    "conv2d_backward_data": "backward_data",
-    "conv2d_backward_filter": "backward_filter",
-    "conv2d_backward_bias": "backward_bias",
-    "gather_batch": "gather",
-    "maxpool_forward": "maxpool",
-    "relu_maxpool_backward": "maxpool_backward",
-    "upsample_forward": "upsample",
-    "relu_upsample_backward": "upsample_backward",
-    "mse_loss": "loss",
-    "sgd": "sgd",
-}
-STAGES = {"stage_forward": "stage_forward_rest", "stage_backward": "stage_backward_rest"}
-"""Methods that a version overrides to fuse operations, and what their time outside any operation is recorded as."""
+from common.operations import METHODS, STAGE_METHODS, WHOLE_STEP, Operation
 
 COPY_BYTES = 64 * 1024 * 1024
 MOST_COPIES = 500  # of a head start: a stream takes about a thousand launches before the host has to wait
@@ -47,13 +30,13 @@ MOST_COPIES = 500  # of a head start: a stream takes about a thousand launches b
 @dataclass(frozen=True)
 class _Span:
     stage: str
-    name: str
+    operation: Operation
     start: Any
     end: Any
 
 
 class Stopwatch:
-    """Clocks every operation of a backend while ``watching``."""
+    """Clocks every operation of a backend while ``clocking``."""
 
     def __init__(self, backend: Backend, timer: Timer) -> None:
         """``timer`` gives readings whose difference is in seconds."""
@@ -64,12 +47,14 @@ class Stopwatch:
         self._inside = False
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def clocking(self) -> Iterator[None]:
         """Within this, every operation is clocked; what was clocked before is forgotten."""
         backend = self._backend
         self._spans.clear()
-        clocked = {method: self._operation(getattr(backend, method), name) for method, name in OPERATIONS.items()}
-        clocked |= {method: self._whole_stage(getattr(backend, method), method) for method in STAGES}
+        clocked = {
+            method: self._operation(getattr(backend, method), operation) for method, operation in METHODS.items()
+        }
+        clocked |= {method: self._whole_stage(getattr(backend, method), method) for method in STAGE_METHODS}
         kept = {name: value for name, value in vars(backend).items() if name in clocked}
         vars(backend).update(clocked)
         try:
@@ -79,19 +64,19 @@ class Stopwatch:
                 delattr(backend, name)
             vars(backend).update(kept)
 
-    def seconds(self) -> dict[tuple[str, str], float]:
+    def seconds(self) -> dict[tuple[str, Operation], float]:
         """Seconds by stage and operation, in the order of the step.
 
-        A stage that the version puts together itself also has what none of its operations covers, as
-        ``stage_forward_rest`` or ``stage_backward_rest``.
+        A stage that the version overrides also has the time that none of its operations covers, as ``stage_forward`` or
+        ``stage_backward``.
         """
-        found: dict[tuple[str, str], float] = {}
+        found: dict[tuple[str, Operation], float] = {}
         for span in self._spans:
-            key = (span.stage, span.name)
+            key = (span.stage, span.operation)
             found[key] = found.get(key, 0.0) + (span.end - span.start)
         return found
 
-    def _operation(self, call: Callable[..., None], name: str) -> Callable[..., None]:
+    def _operation(self, call: Callable[..., None], operation: Operation) -> Callable[..., None]:
         def clocked(*arguments: Any, **options: Any) -> None:
             if self._inside:  # an operation that uses another: the outer one has the time
                 call(*arguments, **options)
@@ -99,7 +84,7 @@ class Stopwatch:
             self._inside = True
             start = self._timer()
             call(*arguments, **options)
-            self._spans.append(_Span(self._stage, name, start, self._timer()))
+            self._spans.append(_Span(self._stage, operation, start, self._timer()))
             self._inside = False
 
         return clocked
@@ -116,7 +101,7 @@ class Stopwatch:
                 gaps = [start, *(moment for span in self._spans[first:] for moment in (span.start, span.end))]
                 gaps.append(self._timer())
                 for gap_start, gap_end in zip(gaps[::2], gaps[1::2], strict=True):
-                    self._spans.append(_Span(stage.name, STAGES[method], gap_start, gap_end))
+                    self._spans.append(_Span(stage.name, STAGE_METHODS[method], gap_start, gap_end))
             self._stage = WHOLE_STEP
 
         return clocked
@@ -154,7 +139,7 @@ class StreamClock:
         self._begun = 0.0
 
     def begin(self) -> None:
-        """Give the device ``head_start_s`` of other work; called right before a watched step is queued."""
+        """Give the device ``head_start_s`` of other work; called right before a clocked step is queued."""
         for _ in range(min(MOST_COPIES, ceil(self.head_start_s / self._copy_s))):
             self._copy()
         self._filled = self.timer()

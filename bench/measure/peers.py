@@ -1,8 +1,8 @@
 """What the suite's versions are measured against: the same network in PyTorch, in the forms in which people train it.
 
 A peer trains from the same initial weights on the same batches in the same order, on the same device and threads. It is
-verified like a version, as far as it has the parts: a whole training step against the float64 reference, loss and every
-gradient, before it is timed, and the loss of its first epoch against the versions'. Needs the extra ``peers``.
+verified before it is timed: the loss and every gradient of a whole training step against the float64 reference, and the
+loss of its first epoch against the versions'. Needs the extra ``peers``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from common.architecture import Architecture
-from common.backend import Device, Layout, Math
+from common.backend import Device, Layout, Precision
+from common.checks import FULL_STEP_TOLERANCE, Check, check_close
 from common.errors import UsageError
 from common.training import mean_loss, shuffle_epoch
-from common.verify import FULL_STEP_TOLERANCE, Check, compare, parameter_checks, repeated_batch
+from common.verify import parameter_checks, repeated_batch
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Peer:
         """As charts and tables show it."""
         return f"PyTorch {self.idea} ({self.layout})"
 
-    def effective_math(self, device: Device, math: Math) -> Math:
+    def effective_precision(self, device: Device, precision: Precision) -> Precision:
         """The arithmetic that is used when ``math`` is asked for: TF32 exists on GPUs only."""
-        return math if device == "gpu" else "fp32"
+        return precision if device == "gpu" else "fp32"
 
 
 PEERS: dict[str, tuple[Peer, ...]] = {
@@ -82,38 +83,42 @@ def torch_autoencoder(architecture: Architecture, parameters: dict[str, np.ndarr
     return nn.Sequential(*layers)
 
 
+@dataclass(frozen=True)
+class TorchForm:
+    """A peer on a device, in an arithmetic, with a number of threads."""
+
+    peer: Peer
+    device: Device
+    precision: Precision
+    threads: int
+
+
 class TorchTrainer:
     """``common.training.Trainer`` in PyTorch: the same epochs of the same batches."""
 
     def __init__(
-        self,
-        peer: Peer,
-        architecture: Architecture,
-        parameters: dict[str, np.ndarray],
-        images: np.ndarray,
-        *,
-        device: Device,
-        math: Math,
-        threads: int,
-        batch_size: int,
-        learning_rate: float,
-        seed: int,
+        self, form: TorchForm, architecture: Architecture, parameters: dict[str, np.ndarray], *, learning_rate: float
     ) -> None:
-        """Build the network and move ``images`` (samples, 3, H, W) uint8 to the device; sets threads and TF32."""
+        """Build the network; sets PyTorch's threads and TF32 for the whole process."""
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(form.threads)
         # cuDNN would take TF32 unasked.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = math == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = form.precision == "tf32"
         torch.backends.cudnn.benchmark = True  # let cuDNN try its algorithms in the warm-up epoch and keep the fastest
+        peer = form.peer
         self._torch = torch
-        self._device = torch.device("cuda" if device == "gpu" else "cpu")
+        self._device = torch.device("cuda" if form.device == "gpu" else "cpu")
         self._format = torch.channels_last if peer.layout == "NHWC" else torch.contiguous_format
         self._names = list(parameters)
         self.model = torch_autoencoder(architecture, parameters).to(self._device, memory_format=self._format)
         # One shape for the full batch and one for the last: each is compiled for itself, in the warm-up epoch.
         self._run = torch.compile(self.model, dynamic=False) if peer.compiled else self.model
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=learning_rate)
+
+    def load(self, images: np.ndarray, *, batch_size: int, seed: int) -> None:
+        """Move ``images`` (samples, 3, H, W) uint8 to the device; epochs begin anew."""
+        torch = self._torch
         self._images = torch.from_numpy(images).to(self._device)
         self.samples, self.batch_size, self.seed = len(images), batch_size, seed
         self.epochs_done = 0
@@ -169,19 +174,15 @@ class TorchTrainer:
         return {name: value.contiguous().cpu().numpy() for name, value in zip(self._names, values, strict=True)}
 
 
-def peer_checks(peer: Peer, architecture: Architecture, n: int, **where: Any) -> Iterator[Check]:
-    """Yield the checks of a peer's training step of n pictures against the float64 reference.
-
-    ``where`` has device, math and threads.
-    """
+def peer_checks(form: TorchForm, architecture: Architecture, n: int) -> Iterator[Check]:
+    """Yield the checks of a peer's training step of n pictures against the float64 reference."""
     batch = repeated_batch(architecture, n)
     learning_rate = 0.5
-    trainer = TorchTrainer(
-        peer, architecture, batch.parameters, batch.pictures, batch_size=n, learning_rate=learning_rate, seed=0, **where
-    )
+    trainer = TorchTrainer(form, architecture, batch.parameters, learning_rate=learning_rate)
+    trainer.load(batch.pictures, batch_size=n, seed=0)
     loss = trainer.step(trainer.indices(batch.order)).cpu().numpy()
-    tolerance = FULL_STEP_TOLERANCE[where["math"]]
+    tolerance = FULL_STEP_TOLERANCE[form.precision]
     at = f"training step of {n} pictures"
-    yield compare(f"{at}: loss", loss[None], np.array([batch.loss]), tolerance * batch.loss)
+    yield check_close(f"{at}: loss", loss[None], np.array([batch.loss]), tolerance * batch.loss)
     gradients, updated = trainer.read(gradients=True), trainer.read(gradients=False)
     yield from parameter_checks(at, batch.parameters, gradients, updated, batch.gradients, learning_rate, tolerance)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a crash, a full disk or a pulled plug must not be able to halve."""
+"""Write files completely or not at all, even on a crash, a full disk or a power failure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import psutil
 
-# What a file system without hard links says.
+# Errors of a file system without hard links.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Make ``data`` the content of ``path``, whole or not at all.
+    """Make ``data`` the content of ``path``, completely or not at all.
 
-    It is written to a draft beside the file, flushed to the disk, and renamed over it; the folder is flushed too, so
-    that the new name outlives a loss of power. A file that is replaced keeps its permissions. Raises OSError, after
-    which ``path`` is what it was.
+    The data are written to a draft beside the file and flushed to the disk; then the draft is renamed to ``path``. The
+    folder is flushed too, so that the new name survives a power failure. A replaced file keeps its permissions. If this
+    raises OSError, ``path`` is unchanged.
     """
     with _draft(path, data) as draft:
         with contextlib.suppress(FileNotFoundError):
@@ -30,15 +30,15 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def create_file(path: Path, data: bytes) -> None:
-    """Like ``replace_file``, but FileExistsError if there is something of that name already, which stays as it is."""
+    """Like ``replace_file``, but FileExistsError if ``path`` exists already; it stays unchanged."""
     with _draft(path, data) as draft:
         publish(draft, path)
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Give a finished file its name; FileExistsError if that is taken. The draft may still be there afterwards."""
+    """Give a finished file its name; FileExistsError if the name is taken. The draft may still exist afterwards."""
     try:
-        path.hardlink_to(draft)  # which, unlike renaming, never goes over another file
+        path.hardlink_to(draft)  # unlike renaming, this never replaces another file
     except FileExistsError:
         raise
     except OSError as error:
@@ -51,12 +51,12 @@ def publish(draft: Path, path: Path) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """Where this process writes what is to become ``path``."""
+    """Where this process writes the future content of ``path``."""
     return path.with_name(f".{path.name}.draft-{os.getpid()}")
 
 
 def clear_drafts(path: Path) -> None:
-    """Remove what processes that are gone were about to make ``path`` of when they were killed."""
+    """Remove the drafts of ``path`` that killed processes have left."""
     for draft in path.parent.glob(f"{glob.escape(f'.{path.name}.draft-')}*"):
         number = draft.name.rpartition("-")[2]
         if number.isascii() and number.isdigit() and len(number) < 10 and not psutil.pid_exists(int(number)):
@@ -66,7 +66,7 @@ def clear_drafts(path: Path) -> None:
 
 @contextlib.contextmanager
 def _draft(path: Path, data: bytes) -> Iterator[Path]:
-    """``data`` in a file beside ``path``, on the disk; gone afterwards if it still has that name."""
+    """A file beside ``path`` with ``data``, flushed to the disk; removed afterwards unless it was renamed."""
     draft = draft_of(path)
     try:
         with draft.open("wb") as file:
@@ -75,12 +75,12 @@ def _draft(path: Path, data: bytes) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield draft
     finally:
-        with contextlib.suppress(OSError):  # what went wrong first is what is told
+        with contextlib.suppress(OSError):  # an earlier error is the one to report
             draft.unlink()
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can do that."""
+    """Flush the names in a folder to the disk, where the system supports that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,126 +1,139 @@
-"""What the compilers made of every GPU kernel, as a file: registers, memory, occupancy and inner loop.
+"""The file of ``convbench kernels --out``: the resources that every GPU kernel needs, as the compilers report them.
 
-``convbench kernels --out`` leaves it behind. A row is one use of a kernel, with the argument types it is given,
-compiled for one target; a row that was refused has no figures. Nothing in it is a speed, and no GPU was needed.
+A row is a kernel with one set of argument types, compiled for one target. No GPU takes part, and nothing is timed.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-from bench.kernels.ptx import LoopCounts
-from bench.machine.environment import describe_environment
-from bench.records.run import read_json, start_time, write_json
-from common.device import usable_cores
-from common.validation import all_texts, is_count, is_number, validating, want
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
-if TYPE_CHECKING:  # only the command that compiles kernels needs it
-    from bench.kernels.launches import CompiledKernel, KernelUse
+from bench.machine.environment import Environment
+from bench.model import CHECKED, AtLeastOne, Count, Share
+from bench.records.documents import read_document, write_document
+from common.operations import WHOLE_STEP, Operation
 
-SCHEMA = "convbench-kernels/1"
+SCHEMA = "convbench-kernels/2"
+OLD_SCHEMA = "convbench-kernels/1"
 NOTES = {
+    "resources": "None where a compiler refused the kernel",
     "registers": "32-bit registers a thread; stated_registers: the bound that the kernel declares",
-    "spill_bytes": "stored and loaded by a thread for want of registers; stack_bytes: its local memory",
+    "spill_bytes": "stored and loaded by a thread because registers ran out; stack_bytes: its local memory",
     "shared_bytes": "of a block",
     "occupancy": "warps that can run at once, as a share of the most, for each block size; computed from the limits",
     "loop": "one turn of the inner loop with the most multiply-adds, in PTX; loads are instructions",
 }
-SIZES = ("registers", "shared_bytes", "stack_bytes", "spill_bytes")
-PTXAS_PACKAGES = ("nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc")
+OLD_NAMES = {"max-pool": "maxpool", "max-pool backward": "maxpool_backward", "SGD": "sgd"}
+"""Operations that the first schema spelled in another way; the others had spaces instead of underscores."""
 
 
-def kernels_record(
-    uses: list[KernelUse],
-    compiled: Mapping[tuple[int, str], CompiledKernel],
-    targets: list[str],
-    faults: list[str],
-    command_line: list[str],
-) -> dict[str, Any]:
-    """The record of a compilation; ``compiled`` is as for ``bench.views.tables.kernels_table``, targets as ``sm_90``."""
-    from bench.kernels.launches import BATCH_SIZE
+@dataclass(config=CHECKED, frozen=True)
+class LoopCounts:
+    """Instructions in one turn of a loop, in all of its branches, and the floats (32 bits) that the loads read."""
 
-    environment = describe_environment("cpu", usable_cores(), command_line)
-    for package in PTXAS_PACKAGES:
-        try:
-            environment["libraries"][package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "schema": SCHEMA,
-        "started": start_time(),
-        "environment": environment,
-        "config": {"batch_size": BATCH_SIZE, "targets": targets},
-        "rows": [_row(use, target, compiled.get((i, target))) for i, use in enumerate(uses) for target in targets],
-        "faults": faults,
-        "notes": NOTES,
-    }
+    fma: Count = 0
+    shared_loads: Count = 0
+    shared_floats: Count = 0
+    global_loads: Count = 0
+    global_floats: Count = 0
+
+    def __add__(self, other: LoopCounts) -> LoopCounts:
+        """Add field by field."""
+        return LoopCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def _row(use: KernelUse, target: str, kernel: CompiledKernel | None) -> dict[str, Any]:
-    row = {
-        "name": use.name,
-        "versions": list(use.versions),
-        "operations": [list(pair) for pair in use.operations],
-        "threads": list(use.threads),
-        "blocks": list(use.blocks),
-        "target": target,
-        "refused": kernel is None,
-    }
-    if kernel is not None:
-        row |= {name: value for name, value in asdict(kernel).items() if name not in ("name", "target")}
-        row["occupancy"] = list(kernel.occupancy)
-    return row
+@dataclass(config=CHECKED, frozen=True)
+class KernelResources:
+    """What one kernel needs on one target, as the compilers report it."""
+
+    registers: Count
+    """32-bit registers per thread."""
+    stated_registers: Count | None
+    """The bound that the kernel declares, and that ptxas must keep."""
+    shared_bytes: Count
+    stack_bytes: Count
+    spill_bytes: Count
+    """Stored and loaded, per thread."""
+    uses_float64: bool
+    loop: LoopCounts | None
+    """One turn of the inner loop in the PTX; None if no loop has a multiply-add."""
+    occupancy: list[Share] = field(default_factory=list)
+    """Warps that can run at once, as a share of the most, for each block size in ``threads``."""
 
 
-def write_kernels(record: dict[str, Any], runs: Path) -> Path:
+@dataclass(config=CHECKED)
+class KernelRow:
+    """A kernel with one set of argument types, compiled for one target."""
+
+    name: str
+    """How its module reaches it: ``conv2d_forward_kernel``, or ``KERNELS[wide]``."""
+    versions: Annotated[list[str], Field(min_length=1)]
+    operations: list[tuple[str, Operation]]
+    """(stage, operation), in the order of the step; the stage is ``WHOLE_STEP`` where the operation belongs to none."""
+    threads: Annotated[list[AtLeastOne], Field(min_length=1)]
+    """Block sizes, in threads."""
+    blocks: Annotated[list[AtLeastOne], Field(min_length=1)]
+    """Grid sizes, in blocks."""
+    target: str
+    """``sm_90``."""
+    resources: KernelResources | None
+    """None if a compiler refused the kernel."""
+
+
+@dataclass(config=CHECKED)
+class KernelsSettings:
+    """The settings of the command."""
+
+    batch_size: AtLeastOne
+    targets: Annotated[list[str], Field(min_length=1)]
+
+
+@dataclass(config=CHECKED)
+class KernelsRecord:
+    """The content of a file."""
+
+    environment: Environment
+    config: KernelsSettings
+    rows: Annotated[list[KernelRow], Field(min_length=1)]
+    started: str
+    faults: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=lambda: dict(NOTES))
+    schema: Literal["convbench-kernels/2", "convbench-kernels/1"] = SCHEMA
+
+    @model_validator(mode="after")
+    def _check(self) -> KernelsRecord:
+        for row in self.rows:
+            if row.target not in self.config.targets:
+                raise ValueError(f"{row.name} was compiled for {row.target}, which is not among the targets")
+        return self
+
+
+def write_kernels(record: KernelsRecord, runs: Path) -> Path:
     """Write the record under a name of its own; a file that exists is never touched."""
-    targets = "-".join(record["config"]["targets"])
-    return write_json(record, runs, f"{record['started']}_{record['environment']['commit']}_kernels_{targets}")
+    targets = "-".join(record.config.targets)
+    return write_document(record, runs, f"{record.started}_{record.environment.commit}_kernels_{targets}")
 
 
-def read_kernels(path: Path) -> dict[str, Any]:
-    """Read a file of ``convbench kernels --out``; UsageError if it is not one or lacks what is shown of it."""
-    record = read_json(path, SCHEMA)
-    with validating(path):
-        _check(record)
-    return record
+def read_kernels(path: Path) -> KernelsRecord:
+    """Read a file of ``convbench kernels --out``; UsageError if it is not one, or breaks a rule."""
+    return read_document(path, KernelsRecord, SCHEMA, OLD_SCHEMA, upgrade=_upgraded)
 
 
-def _check(record: dict[str, Any]) -> None:
-    environment, config = record["environment"], record["config"]
-    texts = [record["started"], environment["cpu"], environment["commit"], *config["targets"], *record["faults"]]
-    want(all_texts(texts), "start, processor, commit, targets and faults must be texts")
-    want(is_count(environment["threads"]) and is_count(config["batch_size"]), "threads and batch size: counts")
-    want(isinstance(config["targets"], list) and isinstance(record["faults"], list), "targets and faults: lists")
-    want(isinstance(record["rows"], list) and bool(record["rows"]), "it has no rows")
-    for row in record["rows"]:
-        name = row["name"]
-        want(all_texts([name, row["target"], *row["versions"]]), "kernel, target and versions must be texts")
-        want(bool(row["versions"]) and isinstance(row["versions"], list), f"{name} belongs to no version")
-        want(row["target"] in config["targets"], f"{name} was compiled for a target that is not listed")
-        want(all(all_texts(pair) and len(pair) == 2 for pair in row["operations"]), f"operations of {name}: pairs")
-        for key in ("threads", "blocks"):
-            want(bool(row[key]) and all(map(is_count, row[key])), f"{key} of {name} must be counts")
-        want(isinstance(row["refused"], bool), f"refused of {name} must be true or false")
-        if not row["refused"]:
-            _check_figures(row)
-
-
-def _check_figures(row: dict[str, Any]) -> None:
-    name = row["name"]
-    want(all(is_count(row[key]) for key in SIZES), f"{', '.join(SIZES)} of {name} must be counts")
-    want(row["stated_registers"] is None or is_count(row["stated_registers"]), f"the bound of {name}: a count")
-    want(isinstance(row["uses_float64"], bool), f"uses_float64 of {name} must be true or false")
-    shares = row["occupancy"]
-    want(isinstance(shares, list) and all(_is_share(share) for share in shares), f"occupancy of {name}: shares")
-    if row["loop"] is not None:
-        counts = [row["loop"][field.name] for field in fields(LoopCounts)]
-        want(all(map(is_count, counts)) and row["loop"]["fma"] > 0, f"the loop of {name} must be counts")
-
-
-def _is_share(value: Any) -> bool:
-    return is_number(value) and 0 <= value <= 1
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """Turn a file of the first schema into the second: resources in one object, operations with underscores."""
+    if document["schema"] != OLD_SCHEMA:
+        return document
+    names = {field.name for field in fields(KernelResources)}
+    for row in document["rows"]:
+        refused = row.pop("refused")
+        figures = {name: row.pop(name) for name in names & row.keys()}
+        row["resources"] = None if refused else figures
+        row["operations"] = [
+            [stage or WHOLE_STEP, OLD_NAMES.get(name, name).replace("fused ", "stage_").replace(" ", "_")]
+            for stage, name in row["operations"]
+        ]
+    return document

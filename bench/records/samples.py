@@ -1,29 +1,27 @@
-"""What two files must have in common to be compared, read from each kind of file that holds single samples.
+"""The samples of a results file, as ``convbench compare`` needs them.
 
-``read_measured`` takes a results file of ``convbench run``, one of ``convbench layers``, or a file of pytest-benchmark,
-of this suite's benchmarks or any other, and returns its rows under names that are the same in both files: a version, an
-operation of a version, or a benchmark. Beside the samples stand the settings that decide whether two figures may be
-set against one another at all, in the groups that ``convbench compare --allow`` names.
+``read_samples`` reads a file of ``convbench run``, of ``convbench layers`` or of pytest-benchmark, by this suite or any
+other. A row is a version, an operation of a version, or a benchmark; it has the same name in both files of a
+comparison. Each row also has the settings that decide whether two times may be compared at all, in the groups that
+``convbench compare --allow`` names.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bench.records import layers
-from bench.records.run import (
-    OLD_SCHEMA,
-    SCHEMA,
-    Row,
-    is_pytest_benchmark,
-    named_schema,
-    read_json_object,
-    read_record,
-)
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from bench.machine.environment import Environment
+from bench.model import NotNegative, from_json
+from bench.records import layers, run
+from bench.records.documents import read_bytes, read_object, schema_of
 from common.errors import UsageError
-from common.validation import is_number, validating, want
 
 RUN, LAYERS, PYTEST_BENCHMARK = "convbench run", "convbench layers", "pytest-benchmark"
 GROUPS = ("machine", "gpu", "threads", "data", "math")
@@ -31,160 +29,266 @@ MEMORY = "memory in bytes"
 COMMIT_DIGITS = 10
 
 Settings = dict[str, dict[str, Any]]
-"""Under each of ``GROUPS``, values by name; None where a file does not say."""
+"""For each of ``GROUPS``, values by name; a value that the file does not state is None or empty."""
 
 
-@dataclass(frozen=True)
-class Timed:
-    """One row: samples in seconds, or the reason why there are none that count."""
+@dataclasses.dataclass(frozen=True)
+class SampleRow:
+    """One row: samples in seconds, or the reason why it has none."""
 
-    samples: tuple[float, ...]
+    samples: Sequence[float]
     settings: Settings
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A file's rows, and what they were measured with."""
+@dataclasses.dataclass(frozen=True)
+class SampleFile:
+    """The rows of a file, and the conditions that they were measured under."""
 
     path: Path
     kind: str
     """``convbench run``, ``convbench layers`` or ``pytest-benchmark``."""
-    rows: dict[str, Timed]
+    rows: dict[str, SampleRow]
     settings: Settings
     software: dict[str, Any]
-    """Versions of Python and libraries, commit: what one may want to compare, and should know of."""
-    remarks: list[str] = field(default_factory=list)
+    """Commit and versions of Python and libraries. They may differ; a comparison reports it."""
+    warnings: list[str] = field(default_factory=list)
 
 
-def read_measured(path: Path) -> Measured:
-    """Read a file with samples; UsageError if it is none, or has no samples but only what was made of them."""
-    document = read_json_object(path)
-    if is_pytest_benchmark(document):
-        return _of_pytest_benchmark(path, document)
-    schema = named_schema(path, document)
-    if schema in (SCHEMA, OLD_SCHEMA):
-        return _of_run(path)
+def read_samples(path: Path) -> SampleFile:
+    """Read a file with samples; UsageError if it is of another kind, is not valid, or holds only summaries."""
+    data = read_bytes(path)
+    if is_pytest_benchmark(read_object(path, data)):
+        return _from_pytest_benchmark(path, data)
+    schema = schema_of(path, data)
+    if schema in (run.SCHEMA, run.OLD_SCHEMA):
+        return _from_run(path)
     if schema == layers.SCHEMA:
-        return _of_layers(path)
+        return _from_layers(path)
     raise UsageError(f"{path} has schema {schema!r}: compare takes files of {RUN}, {LAYERS} and {PYTEST_BENCHMARK}")
 
 
-# convbench's own ----------------------------------------------------------------------------------------------------
+def is_pytest_benchmark(found: dict[str, Any]) -> bool:
+    """Whether this is the content of a file that pytest-benchmark saved."""
+    return "schema" not in found and "benchmarks" in found
 
 
-def _of_run(path: Path) -> Measured:
-    record = read_record(path)
-    data = {key: record.config.get(key) for key in ("data", "samples", "batch_size", "learning_rate", "seed")}
-    settings = {**_of_machine(record.environment), "data": data, "math": {"--math": record.config.get("math")}}
-    rows = {row.id: _run_row(row, record.environment) for row in record.rows}
-    remarks = [*(["it was interrupted"] if record.interrupted else []), *record.warnings]
-    return Measured(path, RUN, rows, settings, _software(record.environment), remarks)
+# convbench's own ------------------------------------------------------------------------------------------------------
 
 
-def _run_row(row: Row, environment: dict[str, Any]) -> Timed:
-    settings = _of_row(row.device, row.math, environment)
-    if row.finished:
-        return Timed(tuple(row.epoch_s), settings)
-    return Timed((), settings, row.reason or ("no epochs" if row.verified else "not verified"))
-
-
-def _of_layers(path: Path) -> Measured:
-    record = layers.read_layers(path)
-    environment, config = record["environment"], record["config"]
-    data = {key: config.get(key) for key in ("batch_size", "seed")}
+def _from_run(path: Path) -> SampleFile:
+    record = run.read_run(path)
+    data = {name: getattr(record.config, name) for name in ("data", "samples", "batch_size", "learning_rate", "seed")}
     rows = {}
-    for row in record["rows"]:
-        settings = _of_row(row["device"], row["math"], environment)
-        reason = row["reason"] or ("" if row["verified"] else "not verified") or ("" if row["step_s"] else "no steps")
-        named = {f"{entry['stage']} {entry['operation']}": entry["seconds"] for entry in row["operations"]}
-        for name, samples in {"whole step": row["step_s"], **named}.items():
-            rows[f"{row['id']} {name}"] = _timed(samples, settings, reason)
-    settings = {**_of_machine(environment), "data": data, "math": {"--math": config["math"]}}
-    return Measured(path, LAYERS, rows, settings, _software(environment), record["warnings"])
+    for row in record.rows:
+        settings = _row_settings(row.device, row.precision, record.environment)
+        rows[row.id] = _sample_row(row.epoch_s, settings, _reason(row, "epochs"))
+    warnings = [*(["it was interrupted"] if record.interrupted else []), *record.warnings]
+    return _sample_file(path, RUN, rows, data, record, warnings)
 
 
-def _of_machine(environment: dict[str, Any]) -> Settings:
-    machine = {"cpu": "cpu", "cores": "cores", MEMORY: "memory_bytes", "system": "system"}
+def _from_layers(path: Path) -> SampleFile:
+    record = layers.read_layers(path)
+    data = {name: getattr(record.config, name) for name in ("batch_size", "seed")}
+    rows = {}
+    for row in record.rows:
+        settings, reason = _row_settings(row.device, row.precision, record.environment), _reason(row, "steps")
+        rows[f"{row.id} whole step"] = _sample_row(row.step_s, settings, reason)
+        for times in row.operations:
+            rows[f"{row.id} {times.stage} {times.operation}"] = _sample_row(times.seconds, settings, reason)
+    return _sample_file(path, LAYERS, rows, data, record, record.warnings)
+
+
+def _sample_file(
+    path: Path,
+    kind: str,
+    rows: dict[str, SampleRow],
+    data: dict[str, Any],
+    record: run.RunRecord | layers.LayersRecord,
+    warnings: list[str],
+) -> SampleFile:
+    environment = record.environment
+    settings = {
+        "machine": _machine(environment),
+        "threads": {"threads": environment.threads},
+        "data": data,
+        "math": {"--math": record.config.precision},
+    }
+    software = _software(environment, environment.commit, environment.dirty)
+    return SampleFile(path, kind, rows, settings, software, warnings)
+
+
+def _reason(row: run.RunRow | layers.LayerRow, samples: str) -> str:
+    """Why the row has no samples that count; empty if it has."""
+    if row.finished:
+        return ""
+    return row.reason or (f"no {samples}" if row.verified else "not verified")
+
+
+def _machine(environment: Environment | SuiteEnvironment) -> dict[str, Any]:
     return {
-        "machine": {name: environment.get(key) for name, key in machine.items()},
-        "threads": {"threads": environment.get("threads")},
+        "cpu": environment.cpu,
+        "cores": environment.cores,
+        MEMORY: environment.memory_bytes,
+        "system": environment.system,
     }
 
 
-def _of_row(device: str | None, math: str | None, environment: dict[str, Any]) -> Settings:
-    """Device and arithmetic can differ from row to row; a GPU counts only where it was used."""
-    gpu = (environment.get("gpu") or {}) if device == "gpu" else {}
+def _row_settings(device: Any, precision: Any, environment: Environment | SuiteEnvironment) -> Settings:
+    """Device and arithmetic can differ from row to row; the GPU counts only for a row that used it."""
+    gpu = environment.gpu if device == "gpu" else None
     return {
-        "gpu": {"device": device, "GPU": gpu.get("name"), "driver": gpu.get("driver")},
-        "math": {"math": math},
+        "gpu": {"device": device, "GPU": gpu and gpu.name, "driver": gpu and gpu.driver},
+        "math": {"math": precision},
     }
 
 
-def _software(environment: dict[str, Any]) -> dict[str, Any]:
-    libraries = environment.get("libraries")
+def _software(environment: Environment | SuiteEnvironment, commit: str | None, dirty: bool | None) -> dict[str, Any]:
+    changed = " with changes" if dirty else ""
     return {
-        "commit": _commit(environment.get("commit"), environment.get("dirty")),
-        "Python": environment.get("python"),
-        **(libraries if isinstance(libraries, dict) else {}),
-        "NUMBA_OPT": environment.get("numba_opt"),
+        "commit": f"{commit[:COMMIT_DIGITS]}{changed}" if commit else None,
+        "Python": environment.python,
+        **environment.libraries,
+        "NUMBA_OPT": environment.numba_opt,
     }
 
 
-def _commit(commit: Any, dirty: Any) -> str | None:
-    return f"{str(commit)[:COMMIT_DIGITS]}{' with changes' if dirty else ''}" if commit else None
-
-
-def _timed(samples: list[float], settings: Settings, reason: str = "") -> Timed:
-    """A row with samples that a ratio can be made of, or with the reason why it has none."""
+def _sample_row(samples: Sequence[float], settings: Settings, reason: str = "") -> SampleRow:
+    """A row whose samples can form a ratio, or a row with the reason why they cannot."""
     if not reason and min(samples) <= 0:
         reason = "it was too short for the clock: a sample is 0 s"
-    return Timed((), settings, reason) if reason else Timed(tuple(samples), settings)
+    return SampleRow((), settings, reason) if reason else SampleRow(samples, settings)
 
 
-# pytest-benchmark's -------------------------------------------------------------------------------------------------
+# pytest-benchmark's ---------------------------------------------------------------------------------------------------
+
+LENIENT = ConfigDict(extra="ignore", allow_inf_nan=False)
+"""For files that another program writes: only the fields that are used here are checked."""
 
 
-def _of_pytest_benchmark(path: Path, document: dict[str, Any]) -> Measured:
-    """A file as ``--benchmark-json`` or ``--benchmark-save`` leaves it.
+@dataclass(config=LENIENT)
+class SuiteGpu:
+    """The GPU as this suite's benchmarks describe it."""
 
-    Machine and settings are this suite's own where its benchmarks wrote them, otherwise what pytest-benchmark found.
-    """
-    with validating(path, "file of pytest-benchmark"):
-        machine, benchmarks = document["machine_info"], document["benchmarks"]
-        commit = document.get("commit_info") or {}
-        want(isinstance(benchmarks, list) and bool(benchmarks), "it has no benchmarks")
-        without = [entry["fullname"] for entry in benchmarks if "data" not in entry["stats"]]
-        if without:
+    name: str | None = None
+    driver: str | None = None
+
+
+@dataclass(config=LENIENT)
+class SuiteEnvironment:
+    """The part of ``Environment`` that this suite's benchmarks write."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    memory_bytes: int | None = None
+    system: str | None = None
+    python: str | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+    numba_opt: str | None = None
+    gpu: SuiteGpu | None = None
+
+
+@dataclass(config=LENIENT)
+class Processor:
+    """The processor as py-cpuinfo describes it."""
+
+    brand_raw: str | None = None
+    count: int | None = None
+
+
+@dataclass(config=LENIENT)
+class MachineInfo:
+    """The machine as pytest-benchmark describes it."""
+
+    system: str | None = None
+    machine: str | None = None
+    python_version: str | None = None
+    cpu: Processor | None = None
+    convbench: SuiteEnvironment | None = None
+
+    @property
+    def environment(self) -> SuiteEnvironment:
+        """What this suite wrote; for another suite, what pytest-benchmark found."""
+        cpu = self.cpu or Processor()
+        return self.convbench or SuiteEnvironment(
+            cpu=cpu.brand_raw, cores=cpu.count, system=f"{self.system} {self.machine}", python=self.python_version
+        )
+
+
+@dataclass(config=LENIENT)
+class CommitInfo:
+    """The state of the checkout."""
+
+    id: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(config=LENIENT)
+class BenchmarkStats:
+    """The samples in seconds; None in a file that was saved without them."""
+
+    data: Annotated[list[NotNegative], Field(min_length=1)] | None = None
+
+
+@dataclass(config=LENIENT)
+class ExtraInfo:
+    """What this suite's benchmarks add to a result. Another suite may use the same names for anything."""
+
+    device: Any = None
+    math: Any = None
+    threads: Any = None
+    network: Any = None
+    batch_size: Any = None
+    epoch_pictures: Any = None
+    verified: Any = None
+    suspicious: Any = None
+
+    @property
+    def reason(self) -> str:
+        """Why the time does not count; empty if it does."""
+        return str(self.suspicious or ("not verified" if self.verified is False else ""))
+
+
+@dataclass(config=LENIENT)
+class Benchmark:
+    """One benchmark."""
+
+    fullname: str
+    stats: BenchmarkStats
+    extra_info: ExtraInfo | None = None
+
+
+@dataclass(config=LENIENT)
+class BenchmarkFile:
+    """A file as ``--benchmark-json`` or ``--benchmark-save`` writes it."""
+
+    machine_info: MachineInfo
+    benchmarks: Annotated[list[Benchmark], Field(min_length=1)]
+    commit_info: CommitInfo | None = None
+
+
+def _from_pytest_benchmark(path: Path, data: bytes) -> SampleFile:
+    found = from_json(BenchmarkFile, data, path, "file of pytest-benchmark")
+    environment, commit = found.machine_info.environment, found.commit_info or CommitInfo()
+    rows = {}
+    for benchmark in found.benchmarks:
+        name = benchmark.fullname
+        if benchmark.stats.data is None:
             raise UsageError(
-                f"{path} has no single samples of {without[0]}, only what was made of them: save it with "
-                "--benchmark-save-data, or write it with --benchmark-json"
+                f"{path} has no single samples of {name}, only statistics: save it with --benchmark-save-data, or "
+                "write it with --benchmark-json"
             )
-        ours = machine.get("convbench")
-        processor = machine.get("cpu") or {}
-        environment = ours or {
-            "cpu": processor.get("brand_raw"),
-            "cores": processor.get("count"),
-            "system": f"{machine.get('system')} {machine.get('machine')}",
-            "python": machine.get("python_version"),
-        }
-        rows = {entry["fullname"]: _benchmark_row(entry, environment) for entry in benchmarks}
-        want(len(rows) == len(benchmarks), "two benchmarks have the same name")
-        environment = {**environment, "commit": commit.get("id"), "dirty": commit.get("dirty")}
-        settings = {"machine": _of_machine(environment)["machine"]}
-        return Measured(path, PYTEST_BENCHMARK, rows, settings, _software(environment))
+        if name in rows:
+            raise UsageError(f"{path} is not a valid file of pytest-benchmark: two benchmarks are called {name}")
+        rows[name] = _benchmark_row(benchmark.stats.data, benchmark.extra_info or ExtraInfo(), environment)
+    software = _software(environment, commit.id, commit.dirty)
+    return SampleFile(path, PYTEST_BENCHMARK, rows, {"machine": _machine(environment)}, software)
 
 
-def _benchmark_row(entry: dict[str, Any], environment: dict[str, Any]) -> Timed:
-    name, samples, about = entry["fullname"], entry["stats"]["data"], entry.get("extra_info") or {}
-    want(isinstance(name, str), "a benchmark's name must be text")
-    want(isinstance(samples, list) and bool(samples), f"{name} has no samples")
-    numbers = all(is_number(value) and value >= 0 for value in samples)
-    want(numbers, f"{name} has a time that is none")
+def _benchmark_row(samples: list[float], about: ExtraInfo, environment: SuiteEnvironment) -> SampleRow:
     settings = {
-        **_of_row(about.get("device"), about.get("math"), environment),
-        "threads": {"threads": about.get("threads")},
-        "data": {key: about.get(key) for key in ("network", "batch_size", "epoch_pictures")},
+        **_row_settings(about.device, about.math, environment),
+        "threads": {"threads": about.threads},
+        "data": {name: getattr(about, name) for name in ("network", "batch_size", "epoch_pictures")},
     }
-    reason = about.get("suspicious") or ("not verified" if about.get("verified") is False else "")
-    return _timed(samples, settings, str(reason))
+    return _sample_row(samples, settings, about.reason)

@@ -1,4 +1,4 @@
-"""What samples say: spread, and how sure a ratio of medians is."""
+"""Statistics of samples: their spread, and the confidence interval of a ratio of medians."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 CONFIDENCE = 0.95
 FEWEST_SAMPLES = 5
-"""The bootstrap of fewer, with so few different medians, is no interval of 95 %."""
+"""The bootstrap of fewer samples has too few different medians for an interval of 95 %."""
 
 FEWEST_PAIRS = 6
-"""Of five pairs of equals, all lie on one side one time in sixteen; of six, in 32."""
+"""Five pairs of equal rows all lie on one side with probability 1/16; six pairs with 1/32."""
 
 RESAMPLES = 9_999
 NOISY_SPREAD = 0.10
@@ -30,17 +30,17 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], *, paired: bo
     the Bootstrap", 2015: quantiles at Phi(-sqrt(n / (n - 1)) t), t being Student's with n - 1 degrees of freedom.
     Seeded: the same samples give the same interval.
 
-    ``paired`` samples were taken next to one another, in an order that was shuffled for each pair. They are drawn
-    together, so that what slowed both widens nothing. The interval then also takes in that of the sign test for the
-    median of the pairs' ratios (Conover, "Practical Nonparametric Statistics", section 3.2; scipy). Of two rows that do
-    the same and are served alike, shuffling makes either one as likely to be the slower in a pair, however load comes
-    and goes; few samples from a busy machine can deceive the bootstrap. Neither knows what sets one process apart from
-    another for as long as it lives, such as where its memory lies.
+    ``paired`` samples were taken one after the other, in an order that was shuffled for each pair. They are resampled
+    together, so that a slowdown of both does not widen the interval. The interval then also includes that of the sign
+    test for the median of the pairs' ratios (Conover, "Practical Nonparametric Statistics", section 3.2; scipy): the
+    bootstrap of a few samples from a busy machine can be too narrow. For two equal rows, shuffling makes either one
+    equally likely to be the slower of a pair, however the load changes. Neither method sees a difference that lasts as
+    long as a process, such as its memory addresses.
     """
     n = min(len(above), len(below))
     if n < (FEWEST_PAIRS if paired else FEWEST_SAMPLES):
         return None
-    from scipy import stats  # slow to import, and most commands want no interval
+    from scipy import stats  # slow to import, and most commands need no interval
 
     samples = tuple(np.asarray(side[:n] if paired else side, float) for side in (above, below))
     t = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)

@@ -1,7 +1,7 @@
-"""Which pictures a training run learns from, and which it is only judged by.
+"""The pictures that a training run learns from, and the held-out pictures that it is evaluated on.
 
-The two never share a picture: CIFAR-10 has a test split, crops are cut from parts of the photographs that do not
-overlap, and of an array the last pictures are kept apart.
+The two sets share no picture: CIFAR-10 has a test split, photo crops come from separate parts of the photographs, and
+the last pictures of an array are held out.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from bench.records.training import DataIdentity
 from common.dataset import FILES, SOURCES, choose_folder, cifar10_files, labelled_crops, read_cifar10
-from common.errors import UsageError
+from common.errors import UsageError, check_number
 from common.picture_files import PICTURE, PictureFiles, chosen_pictures, open_cifar10, open_npy
 from common.training import Pictures
-from common.validation import check_number
 
-HELD_OUT_SHARE, MOST_HELD_OUT = 5, 10_000  # by default one picture is held out for five that are learned from
+HELD_OUT_SHARE, MOST_HELD_OUT = 5, 10_000  # by default one held-out picture for five training pictures
 CROPS = 50_000  # as many as CIFAR-10 has
-MEMORY_SHARE = 0.5  # of the room there is: pictures that would take more stay in their files
-DIGESTED = 1024  # pictures of each part that the digest is taken over
+MEMORY_SHARE = 0.5  # of the free memory: pictures that need more stay in their files
+DIGESTED = 1024  # pictures of each set that the SHA-256 covers
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Pictures to learn from and, if any, to be judged by: arrays (N, 3, 32, 32) uint8, or files."""
+    """Training pictures and, if any, held-out pictures: arrays (N, 3, 32, 32) uint8, or files."""
 
     train: Pictures
     held_out: Pictures | None
     source: str
     description: str
 
-    def as_metadata(self) -> dict[str, str | int]:
-        """What a checkpoint keeps, to know these pictures again: source, count held out, SHA-256 of a sample."""
+    def identity(self) -> DataIdentity:
+        """What a checkpoint keeps to recognise these pictures."""
         digest = sha256()
         for part in filter(lambda part: part is not None, (self.train, self.held_out)):
             chosen = np.unique(np.linspace(0, len(part) - 1, min(len(part), DIGESTED)).astype(np.int64))
             digest.update(f"{len(part)}:".encode() + chosen_pictures(part, chosen).tobytes())
-        return {"source": self.source, "held_out": count_of(self.held_out), "sha256": digest.hexdigest()}
+        return DataIdentity(self.source, count_of(self.held_out), digest.hexdigest())
 
 
 def count_of(pictures: Pictures | None) -> int:
-    """How many pictures; none are 0."""
+    """How many pictures; 0 for None."""
     return 0 if pictures is None else len(pictures)
 
 
@@ -59,12 +59,12 @@ def load_training_data(
     stream: bool = False,
     room_bytes: int | None = None,
 ) -> TrainingData:
-    """Find pictures in ``source``: auto, cifar10, photos, or a NumPy array of them, ``FILE.npy``.
+    """Load pictures from ``source``: auto, cifar10, photos, or an array of them, ``FILE.npy``.
 
-    ``samples`` are learned from, by default all there are, of crops as many as CIFAR-10 has; ``held_out`` are kept
-    apart, by default one for five, at most 10,000. Files stay on the disk and are read batch by batch if ``stream``, or
-    if they would take more than half of ``room_bytes``, by default of the free memory. Raises UsageError for unknown
-    sources, damaged files, and more pictures than there are.
+    ``samples`` is the number of training pictures: by default all, or as many crops as CIFAR-10 has pictures.
+    ``held_out`` is the number of held-out pictures: by default one for five, at most 10,000. With ``stream``, or if the
+    pictures need more than half of ``room_bytes`` (by default the free memory), they stay in their files and are read
+    batch by batch. Raises UsageError for an unknown source, damaged files, and more pictures than there are.
     """
     check_number("samples", samples, 1)
     check_number("held-out pictures", held_out, 0)
@@ -88,24 +88,24 @@ def load_training_data(
 
 
 def load_split(source: str, data_dir: Path, split: str | None, count: int | None, seed: int) -> tuple[Pictures, str]:
-    """Pictures of one split, train or test, and a line that says which; for use, not for training.
+    """The first ``count`` pictures of a split, train or test, and a line that describes them.
 
-    ``source`` is as in ``load_training_data``. An array has no splits: its pictures are taken from the first on. All
-    there are by default, of crops 10,000. Raises UsageError for more than there are, and for a split of an array.
+    ``source`` is as in ``load_training_data``; an array has no splits. The default is all pictures, or 10,000 crops.
+    Raises UsageError for more pictures than there are, and for a split of an array.
     """
     check_number("samples", count, 1)
     if source.endswith(".npy"):
         if split is not None:
-            raise UsageError(f"{source} has no splits: leave --split out, and its pictures are taken from the first on")
+            raise UsageError(f"{source} is an array, which has no splits: leave --split out")
         files = open_npy(Path(source))
-        return _first(files, len(files) if count is None else count, source), source
+        return _first(files, count, source), source
     split = split or "train"
     folder = choose_folder(source, data_dir)
     if folder is None:
         crops, _ = labelled_crops(MOST_HELD_OUT if count is None else count, seed, split)
         return crops, f"photo crops of the {split} part"
     files = open_cifar10(folder, split)
-    return _first(files, len(files) if count is None else count, folder), f"{folder}, {split}"
+    return _first(files, count, folder), f"{folder}, {split}"
 
 
 def load_labelled(source: str, data_dir: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +147,9 @@ def _from_array(path: Path, samples: int | None, held_out: int | None, room: flo
     return TrainingData(*parts, source=path.name, description=f"{samples:,} pictures from {path}")
 
 
-def _first(files: PictureFiles, count: int, place: Path | str) -> PictureFiles:
+def _first(files: PictureFiles, count: int | None, place: Path | str) -> PictureFiles:
+    """The first pictures, all if ``count`` is None; UsageError if there are not that many."""
+    count = len(files) if count is None else count
     if count > len(files):
         raise UsageError(f"{count:,} pictures asked for, but {place} holds {len(files):,}")
     return files.part(0, count)

@@ -1,4 +1,4 @@
-"""The folder of a training run: kept to one process, and taken up only for the run that it holds."""
+"""The folder of a training run: one process at a time, and only the run that it belongs to is resumed there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from bench.records.documents import check_writable
 from bench.records.files import clear_drafts
+from bench.records.training import BestEpoch
 from bench.training.checkpoint import Checkpoint, load_checkpoint
 from bench.training.data import TrainingData
 from common.architecture import Architecture
@@ -17,28 +18,28 @@ from common.errors import UsageError
 LAST, BEST = "last.safetensors", "best.safetensors"
 METRICS, LOSS_CHART, PICTURES = "metrics.csv", "loss.png", "reconstructions.png"
 SCALARS = "tensorboard"
+FILES = (LAST, BEST, METRICS, LOSS_CHART, PICTURES)
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Make the folder and keep it to this process; UsageError if it cannot be written to or another trains there.
+    """Make the folder and lock it for this process.
 
-    The lock is the system's and ends with the process, however that ends.
+    UsageError if it cannot be written to, or if another process trains there. The system releases the lock when the
+    process ends, whatever ends it.
     """
     made = [path for path in (*reversed(out.parents), out) if not path.exists()]
     try:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            probe = out / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            check_writable(out)
         except OSError as error:
             raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
         with _flock(out):
-            for name in (LAST, BEST, METRICS, LOSS_CHART, PICTURES):
+            for name in FILES:
                 clear_drafts(out / name)
             yield
-    except BaseException:  # if nothing came of it, nothing stays of it: a folder with something in it does stay
+    except BaseException:  # remove the folders made here that are still empty
         for path in reversed(made):
             with contextlib.suppress(OSError):
                 path.rmdir()
@@ -58,7 +59,7 @@ def _flock(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process trains in {out}: choose another --out, or wait for it") from None
-        except OSError:  # a file system that has no locks
+        except OSError:  # a file system without locks
             pass
         yield
     finally:
@@ -66,60 +67,63 @@ def _flock(out: Path) -> Iterator[None]:
 
 
 def find_start(out: Path, architecture: Architecture, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; None to begin anew.
+    """The checkpoint to continue from; None for a new run.
 
-    UsageError if there is one that nobody asked for, none where one was asked for, or a damaged one.
+    UsageError if there is a run but ``resume`` is not set, or if it is set and there is no intact checkpoint.
     """
     last = out / LAST
     if not resume:
-        taken = [name for name in (LAST, BEST, METRICS, LOSS_CHART, PICTURES, SCALARS) if os.path.lexists(out / name)]
+        taken = [name for name in (*FILES, SCALARS) if os.path.lexists(out / name)]
         if taken and taken[0] in (LAST, BEST):
-            raise UsageError(f"{out} holds a training run ({taken[0]}): --resume goes on, another --out begins anew")
+            raise UsageError(
+                f"{out} holds a training run ({taken[0]}): --resume continues it, another --out begins a new one"
+            )
         if taken:
-            raise UsageError(f"{out} has {taken[0]} already, which would be written over: choose another --out")
+            raise UsageError(f"{out} already has {taken[0]}, which would be overwritten: choose another --out")
         return None
     if not last.is_file():
-        way = _way_out(out, architecture) or ". Without --resume a new run begins"
-        raise UsageError(f"nothing to resume: there is no {last}{way}")
+        remedy = _remedy(out, architecture) or ". Without --resume a new run begins"
+        raise UsageError(f"nothing to resume: there is no {last}{remedy}")
     try:
         return load_checkpoint(last, architecture)
     except UsageError as error:
-        raise UsageError(f"{error}{_way_out(out, architecture)}") from error
+        raise UsageError(f"{error}{_remedy(out, architecture)}") from error
 
 
-def _way_out(out: Path, architecture: Architecture) -> str:
+def _remedy(out: Path, architecture: Architecture) -> str:
+    """What the user can do without ``last.safetensors``; empty if there is no other checkpoint."""
     try:
         best = load_checkpoint(out / BEST, architecture)
     except UsageError:
         return ""
-    return f". {out / BEST} (epoch {best.position.epoch}) is sound: copied to {LAST} it can be resumed"
+    return f". {out / BEST} (epoch {best.epoch}) is intact: copy it to {LAST} to resume from it"
 
 
-def best_of(out: Path, start: Checkpoint) -> dict[str, Any] | None:
-    """Epoch and error of the best checkpoint that is there; None if there is none of the same run that can be read.
+def best_of(out: Path, start: Checkpoint) -> BestEpoch | None:
+    """Epoch and error of ``best.safetensors``; None if there is none of the same run that can be read.
 
-    A process that was killed between its two checkpoints had written the best one already.
+    The best checkpoint is written first: a process killed between the two leaves it one epoch ahead.
     """
     try:
         best = load_checkpoint(out / BEST, start.architecture)
     except UsageError:
         return None
     same = (best.seed, best.samples, best.data) == (start.seed, start.samples, start.data)
-    return best.best if same and best.position.epoch <= start.position.epoch + 1 else None
+    return best.best if same and best.epoch <= start.epoch + 1 else None
 
 
 def check_resumable(checkpoint: Checkpoint, seed: int, batch_size: int, data: TrainingData, path: Path) -> None:
-    """Raise UsageError if going on with these settings and pictures would not be the same training run."""
+    """Raise UsageError if these settings and pictures would make it a different training run."""
     for name, theirs, ours in (
         ("--seed", checkpoint.seed, seed),
         ("--batch-size", checkpoint.batch_size, batch_size),
         ("--samples", checkpoint.samples, len(data.train)),
     ):
         if theirs != ours:
-            raise UsageError(f"{path} was trained with {name} {theirs}, not {ours}: leave it out, or begin anew")
-    found = data.as_metadata()
-    if any(checkpoint.data[key] != found[key] for key in ("held_out", "sha256")):
+            raise UsageError(f"{path} was trained with {name} {theirs}, not {ours}: leave it out, or begin a new run")
+    found, kept = data.identity(), checkpoint.data
+    if (found.held_out, found.sha256) != (kept.held_out, kept.sha256):
         raise UsageError(
-            f"{path} was trained on other pictures ({checkpoint.data['source']}, {checkpoint.data['held_out']} held "
-            f"out): give the same --data, --data-dir and --held-out, or begin anew"
+            f"{path} was trained on other pictures ({kept.source}, {kept.held_out} held out): give the same --data, "
+            f"--data-dir and --held-out, or begin a new run"
         )

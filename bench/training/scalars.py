@@ -1,8 +1,7 @@
-"""A training run's figures as TensorBoard reads them: event files in ``tensorboard/`` in the run's folder.
+"""A training run's figures for TensorBoard: event files in the folder ``tensorboard`` of the run's folder.
 
-Events are written in this thread and flushed before every checkpoint, so that a full disk is an error where it happens.
-A process that takes a run up begins its file with a mark that tells TensorBoard to forget what an earlier one, since
-killed, wrote of later steps.
+Events are written in this thread and flushed before every checkpoint, so that a full disk raises an error there. A
+resumed run begins its file with a mark: TensorBoard then discards the later steps that a killed process wrote.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import Any
 
 
 class Scalars:
-    """Writes scalars; every method raises OSError if the disk does not take them."""
+    """Writes scalars; every method raises OSError if the disk refuses them."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Begin an event file for what follows after ``step`` steps."""
+        """Begin an event file for the steps after ``step``."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar
@@ -27,20 +26,20 @@ class Scalars:
         self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
         try:
             self._write(0, file_version="brain.Event:2")
-            # All from this step on is forgotten; steps count from 1.
+            # TensorBoard discards everything from this step on; steps count from 1.
             self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
         except OSError:
             self.close()
             raise
 
     def add(self, step: int, **values: float | None) -> None:
-        """Write the values that there are, by tag (two underscores for a slash), after ``step`` steps."""
+        """Write values by tag, with two underscores for a slash; None is left out."""
         for tag, value in values.items():
             if value is not None:
                 self._write(step, summary=self._scalar(tag.replace("__", "/"), value))
 
     def flush(self) -> None:
-        """Bring what was written to the disk."""
+        """Flush the file to the disk."""
         self._records.flush()
 
     def close(self) -> None:

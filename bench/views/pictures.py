@@ -1,14 +1,21 @@
-"""Pictures as PNG: a strip of a few in a results file, in base64, and a grid of originals above reconstructions."""
+"""Pictures as PNG: a strip in a results file, in base64, and a grid of originals above reconstructions."""
 
 from __future__ import annotations
 
 import base64
+import binascii
 import io
+import struct
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 
 SHOWN = 8
 """Pictures in a strip: enough to see what was learned, few enough for a results file."""
+MAGIC = b"\x89PNG\r\n\x1a\n"
+MOST_BYTES = 512 * 1024
+MOST_SIDES = (2048, 256)
 GAP = 2  # pixels between the pictures of a grid
 
 
@@ -19,7 +26,7 @@ def strip_png(pictures: np.ndarray) -> str:
 
 
 def grid_png(originals: np.ndarray, made: np.ndarray) -> bytes:
-    """Pictures (N, 3, H, W) in rows of at most eight, below each row what was made of it; twice as large, as a PNG.
+    """Pictures (N, 3, H, W) in rows of at most eight, each above its reconstructions; enlarged twice, as a PNG.
 
     Bytes or floats in [0, 1], cut off outside.
     """
@@ -48,3 +55,36 @@ def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that may be shown on a page."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def checked_picture(text: str | None) -> Picture | None:
+    """The picture of a base64 text; None if that is not a PNG, or not of a size that a strip of pictures has."""
+    if text is None or len(text) > 2 * MOST_BYTES:
+        return None
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    if len(data) > MOST_BYTES or len(data) < 33 or not data.startswith(MAGIC) or data[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    if not (0 < width <= MOST_SIDES[0] and 0 < height <= MOST_SIDES[1]):
+        return None
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            warnings.simplefilter("ignore")
+            image.load()
+    except Exception:  # whatever its fault is, it is not shown
+        return None
+    return Picture("data:image/png;base64," + base64.b64encode(data).decode("ascii"), width, height)

@@ -1,7 +1,7 @@
-"""The README's chart and table of results, written from the results file that it names.
+"""The README's chart and table of results, written from a results file.
 
-They stand between two markers; everything outside them is kept byte for byte. The file is named between the markers
-too, so that ``convbench readme --check``, without an argument, can tell whether the README still says what it does.
+They are between two markers; everything outside them is kept byte for byte. The block between the markers also names
+the file, so that ``convbench readme --check`` finds out without an argument whether the README is up to date.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bench.machine.environment import machine_label
 from bench.records.files import replace_file
-from bench.records.run import RunRecord, Summary, read_record, summarise
+from bench.records.run import RunRecord, read_run, summarise
+from bench.views.run_tables import results_table
+from bench.views.table import plain, to_markdown
 from common.errors import UsageError
 from versions.registry import BASELINE
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-COLUMNS = ("version", "layout", "checks passed", "median epoch", "spread", "images per s")
 NAMED = re.compile(r"\]\((?P<file>[^)]+\.json)\)")
 
 
@@ -36,7 +36,7 @@ def written(readme: Path, results: Path) -> tuple[str, str]:
         relative = results.resolve().relative_to(readme.resolve().parent)
     except ValueError:
         raise UsageError(f"{results} is not beneath {readme.resolve().parent}: the README cannot link to it") from None
-    record = read_record(results)
+    record = read_run(results)
     chart = relative.parent.parent / "charts" / f"{relative.stem}_speedup.png"
     if not (readme.resolve().parent / chart).is_file():
         raise UsageError(f"{chart} is missing: draw it with convbench plot {results}")
@@ -45,44 +45,16 @@ def written(readme: Path, results: Path) -> tuple[str, str]:
 
 
 def block_text(record: RunRecord, file: str, chart: str) -> str:
-    """What stands between the markers: chart, caption, table, and what was not measured."""
-    summaries = {summary.row.id: summary for summary in summarise(record.rows, BASELINE)}
-    base = next((summary.row.id for summary in summaries.values() if summary.is_baseline), BASELINE)
+    """The text between the markers: chart, caption and table."""
+    base = next((s.row.id for s in summarise(record.rows, BASELINE) if s.is_baseline), BASELINE)
     environment, config = record.environment, record.config
-    machine = _plain(machine_label(environment))
-    elsewhere = "" if environment.get("gpu") else " On a GPU: not measured."
-    lines = [
-        f"![Speedup over {base}]({chart})",
-        "",
-        f"*{record.started[:10]}, {machine}, commit {_plain(environment['commit'])}: epochs of "
-        f"{config['samples']:,} pictures ({_plain(config['data'])}), batch {config['batch_size']}, from "
-        f"[this results file]({file}).{elsewhere}*",
-        "",
-        f"| {' | '.join((*COLUMNS, f'over {base} (95 % interval)', 'peak MB'))} |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in record.rows:
-        name = f"{_plain(row.label)}{', TF32' if row.math == 'tf32' else ''}"
-        name = f"{_plain(row.id)}: {name}" if "#" in row.id else name
-        summary = summaries.get(row.id)
-        if summary is None:
-            checks = row.checks if row.verified else "not verified"
-            lines.append(
-                f"| {name} | {_plain(row.layout)} | {checks} | no time: {_plain(row.reason)} | - | - | - | - |"
-            )
-            continue
-        cells = (
-            name,
-            _plain(row.layout),
-            f"{row.checks}",
-            f"{summary.median_s:.3g} s",
-            f"{100 * summary.spread:.0f} %{' (noisy)' if summary.noisy else ''}",
-            f"{row.images_per_s:,.0f}",
-            _speedup(summary),
-            f"{row.peak_bytes / 1e6:,.0f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    elsewhere = "" if environment.gpu else " On a GPU: not measured."
+    caption = (
+        f"*{record.started[:10]}, {plain(environment.machine)}, commit {plain(environment.commit)}: epochs of "
+        f"{config.samples:,} pictures ({plain(config.data)}), batch {config.batch_size}, from "
+        f"[this results file]({file}). In parentheses: idea and layout; the 95 % interval of the speedup.{elsewhere}*"
+    )
+    return f"![Speedup over {base}]({chart})\n\n{caption}\n\n{to_markdown(results_table(record))}"
 
 
 def replace(readme: Path, text: str) -> None:
@@ -91,16 +63,6 @@ def replace(readme: Path, text: str) -> None:
         replace_file(readme, text.encode())
     except OSError as error:
         raise UsageError(f"cannot write {readme}: {error.strerror or error}") from error
-
-
-def _speedup(summary: Summary) -> str:
-    if summary.speedup is None:
-        return "not compared"
-    if summary.is_baseline:
-        return "1"
-    interval = summary.interval
-    reach = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else "too few epochs for an interval"
-    return f"{summary.speedup:.3g} ({reach})"
 
 
 def _split(readme: Path) -> tuple[str, str, str]:
@@ -114,8 +76,3 @@ def _split(readme: Path) -> tuple[str, str, str]:
         raise UsageError(f"{readme} must have one {BEGIN} and after it one {END}")
     first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
     return text[:first], text[first:last], text[last:]
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown takes as it is, on one line of a table."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))

@@ -6,10 +6,11 @@ from math import ceil
 
 import pytest
 
+from bench.kernels.registers import kernel_registers
 from bench.machine.timers import cache_clearer, device_timer, iterations_for, seconds_of, timed_call
-from bench.measure.isolated import Isolated, kernel_registers
-from bench.measure.network_cases import PIECES
-from common.operations import Operation
+from bench.measure.network_cases import NETWORK_CASES
+from common.cases import Case
+from common.operations import OperationWork
 from common.verify import verify
 from tests.benchmarks.figures import MeasuredCeilings, Subject, about, judged
 from tests.benchmarks.options import SETTINGS, Settings, cases, group, operation_names
@@ -22,7 +23,7 @@ MOST_COLD_ROUNDS = 20  # clearing the caches takes longer than what is timed
 def pytest_generate_tests(metafunc):
     if "operation" in metafunc.fixturenames:
         settings = metafunc.config.stash[SETTINGS]
-        names = operation_names(settings) if metafunc.function.__name__ == "test_operation" else PIECES
+        names = operation_names(settings) if metafunc.function.__name__ == "test_operation" else NETWORK_CASES
         metafunc.parametrize(("version", "device", "operation", "cache"), cases(settings, names))
 
 
@@ -47,7 +48,7 @@ def subject(request, subjects, settings, version, device) -> Subject:
     if (version, device) not in subjects:
         info = find(version)
         threads = settings.threads if device == "cpu" else None
-        backend = info.load(device, math=info.effective_math(device, settings.math), threads=threads)
+        backend = info.load(device, precision=info.effective_precision(device, settings.precision), threads=threads)
         if settings.tiny:
             checks = verify(backend, small=True)
         else:
@@ -66,13 +67,13 @@ def ceilings(settings):
 
 @pytest.fixture
 def measure(request, settings, subject, ceilings, benchmark, version, device, operation, cache):
-    """A function that times something isolated, asserts its result, and says what the figure means."""
+    """A function that times a case, asserts its result, and says what the figure means."""
 
-    def measure(work: Operation, isolated: Isolated) -> None:
+    def measure(work: OperationWork, case: Case) -> None:
         backend = subject.backend
         benchmark.group = group(settings, version, device, operation, cache)
         benchmark.extra_info.update(about(subject, settings, work, cache))
-        call = timed_call(backend, isolated.call)
+        call = timed_call(backend, case.call)
         clear = cache_clearer(backend) if cache == "cold" else None
         rounds = iterations = 1
         if benchmark.enabled:
@@ -82,11 +83,11 @@ def measure(request, settings, subject, ceilings, benchmark, version, device, op
             rounds = max(
                 min(rounds, MOST_COLD_ROUNDS) if clear else rounds, request.config.getoption("benchmark_min_rounds")
             )
-            benchmark.extra_info["registers"] = kernel_registers(backend, isolated.call)
-            isolated.poison()  # nothing of the warm-up is left to be mistaken for a result
+            benchmark.extra_info["registers"] = kernel_registers(backend, case.call)
+            case.poison()  # nothing of the warm-up is left to be mistaken for a result
         benchmark.pedantic(call, setup=clear, rounds=rounds, iterations=iterations, warmup_rounds=WARM_UP_ROUNDS)
         try:
-            checks = isolated.check()
+            checks = case.check()
             failures = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
             assert failures == [], "what the timed calls left is wrong"
             benchmark.extra_info.update(verified=True, checks=subject.checks + len(checks))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.machine.ceilings import Ceilings, higher, measure_ceilings
-from common.backend import Backend, Device, Math
-from common.operations import Operation
+from bench.machine.ceilings import Ceilings, measure_ceilings
+from common.backend import Backend, Device, Precision
+from common.operations import OperationWork
 from tests.benchmarks.options import Settings
 from versions.registry import BackendInfo
 
@@ -26,35 +26,34 @@ class MeasuredCeilings:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._known: dict[tuple[Device, Math], Ceilings] = {}
+        self._known: dict[tuple[Device, Precision], Ceilings] = {}
 
     def of(self, backend: Backend) -> Ceilings:
-        key = backend.device, backend.math
+        key = backend.device, backend.precision
         if key not in self._known:
             self._known[key] = measure_ceilings(*key, self._threads)
         return self._known[key]
 
-    def again(self, backend: Backend) -> Ceilings:
+    def measure_again(self, backend: Backend) -> Ceilings:
         """Measure a second time, and keep the best of both: on a busy machine the first may have been slowed down."""
-        before, now = self.of(backend), measure_ceilings(backend.device, backend.math, self._threads)
-        best = higher(before.as_record(), now.as_record())
-        self._known[backend.device, backend.math] = Ceilings(**best)
-        return self.of(backend)
+        now = measure_ceilings(backend.device, backend.precision, self._threads)
+        best = self._known[backend.device, backend.precision] = self.of(backend).higher(now)
+        return best
 
 
-def about(subject: Subject, settings: Settings, work: Operation, cache: str) -> dict[str, Any]:
+def about(subject: Subject, settings: Settings, work: OperationWork, cache: str) -> dict[str, Any]:
     """What is known before a benchmark is timed."""
     return {
         "version": subject.info.name,
         "idea": subject.info.idea,
         "layout": subject.backend.layout,
         "device": subject.backend.device,
-        "math": subject.backend.math,
+        "math": subject.backend.precision,
         "threads": subject.backend.threads,
         "cache": cache,
         "network": "tiny" if settings.tiny else "full",
         "batch_size": settings.batch_size,
-        "epoch_pictures": settings.epoch_pictures(subject.backend.device) if work.name == "epoch" else None,
+        "epoch_pictures": settings.epoch_pictures(subject.backend.device) if work.operation == "epoch" else None,
         "flops": work.flops,
         "least_bytes": work.least_bytes,
         "registers": None,
@@ -62,14 +61,14 @@ def about(subject: Subject, settings: Settings, work: Operation, cache: str) -> 
     }
 
 
-def judged(work: Operation, seconds: float, ceilings: MeasuredCeilings, backend: Backend) -> dict[str, Any]:
+def judged(work: OperationWork, seconds: float, ceilings: MeasuredCeilings, backend: Backend) -> dict[str, Any]:
     """The median as rates, held to the ceilings; ``suspicious`` says why it cannot be believed, None where it can.
 
     A figure above the ceilings is only called suspicious when these have been measured a second time.
     """
     limits = ceilings.of(backend)
     if limits.suspicion(work, seconds):
-        limits = ceilings.again(backend)
+        limits = ceilings.measure_again(backend)
     return {
         "gflop_per_s": work.flops / seconds / 1e9,
         "gb_per_s": work.least_bytes / seconds / 1e9,

@@ -10,22 +10,22 @@ import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
 import pytest
 
 from bench.machine.devices import DEVICES, DeviceStatus, device_status, nvml_gpu
-from bench.machine.environment import describe_environment, machine_slug, worker_environment
+from bench.machine.environment import Environment, describe_environment, worker_environment
 from common.architecture import Architecture, autoencoder
-from common.backend import Device, Math
+from common.backend import Device, Precision
 from common.device import usable_cores
 from common.errors import UsageError
-from common.operations import step_operations
+from common.operations import step_work
 from versions.registry import REGISTRY, BackendInfo, find, names
 
-MATHS: tuple[Math, ...] = ("fp32", "tf32")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32")
 CACHES = ("warm", "cold")
 NETWORKS = ("full", "tiny")
 BATCH_SIZE = 64
@@ -44,7 +44,7 @@ class Settings:
 
     versions: tuple[BackendInfo, ...]
     devices: tuple[Device, ...]
-    math: Math
+    precision: Precision
     threads: int
     caches: tuple[str, ...]
     timed: bool
@@ -111,7 +111,7 @@ def choose(config: pytest.Config) -> Settings:
     for name, choices in (("backend", (*names(), "all")), ("device", DEVICES), ("cache", CACHES)):
         for value in asked(name) or ():
             _one_of(name, value, choices)
-    _one_of("math", asked("math"), MATHS)
+    _one_of("math", asked("math"), PRECISIONS)
     _one_of("network", asked("network"), NETWORKS)
     for name in ("batch_size", "epoch_pictures"):
         if asked(name) is not None and asked(name) < 1:
@@ -126,7 +126,7 @@ def choose(config: pytest.Config) -> Settings:
     return Settings(
         versions=REGISTRY if "all" in backends else tuple(dict.fromkeys(find(name) for name in backends)),
         devices=tuple(dict.fromkeys(asked("device") or DEVICES)),
-        math=asked("math"),
+        precision=asked("math"),
         threads=asked("threads") or cores,
         caches=tuple(dict.fromkeys(asked("cache") or CACHES[:1])),
         timed=timed,
@@ -168,11 +168,11 @@ def pytest_configure(config):
 
 def default_storage(config: pytest.Config, settings: Settings) -> str:
     """Where saved files go: a folder for this processor and, if one is timed, this GPU."""
-    folder = "_".join(machine_slug(environment) for environment in _environments(settings))
+    folder = "_".join(environment.machine_slug for environment in _environments(settings))
     return f"file://{config.rootpath / 'results' / 'benchmarks' / folder}"
 
 
-def _environments(settings: Settings) -> list[dict[str, Any]]:
+def _environments(settings: Settings) -> list[Environment]:
     """What describes the processor and, if one is timed, what describes the GPU."""
     devices = ("cpu", "gpu") if "gpu" in _running(settings) else ("cpu",)
     return [describe_environment(device, settings.threads, []) for device in devices]
@@ -190,18 +190,20 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     processor = machine_info.get("cpu", {})
     for name in [name for name in processor if name.startswith("hz_")]:
         del processor[name]  # the clock of the moment, or guessed from it
-    environment = _environments(settings)[-1]
+    environment = asdict(_environments(settings)[-1])
     for name in CHANGES_BETWEEN_RUNS:
         del environment[name]
-    if "gpu" in environment:
-        environment["gpu"].pop("sm_clock_mhz", None)  # the clock of the moment, too
+    if environment["gpu"]:
+        del environment["gpu"]["sm_clock_mhz"]  # the clock of the moment, too
         environment["gpu"].update(highest_clocks())
+    else:
+        del environment["gpu"]
     if "numba" in sys.modules:  # it was there before this could set anything
         environment["numba_opt"] = str(int(sys.modules["numba"].config.OPT))
     machine_info["convbench"] = {
         **environment,
         "network": "tiny" if settings.tiny else "full",
-        "math": settings.math,
+        "math": settings.precision,
         "batch_size": settings.batch_size,
         "epoch_pictures": {device: settings.epoch_pictures(device) for device in _running(settings)},
     }
@@ -243,7 +245,7 @@ def highest_clocks() -> dict[str, int]:
 
 def operation_names(settings: Settings) -> list[str]:
     """``conv1-forward``, ``step-loss`` and so on, in the order of a step."""
-    return [operation.id for operation in step_operations(settings.architecture, 1)]
+    return [work.id for work in step_work(settings.architecture, 1)]
 
 
 def cases(settings: Settings, operations: Iterable[str]) -> list[Any]:
@@ -268,7 +270,7 @@ def group(settings: Settings, version: str, device: Device, operation: str, cach
 def _apart(settings: Settings, version: str, device: Device, operation: str, cache: str) -> list[str]:
     """What must not be compared with the usual: float32, the real network in batches of 64, warm caches."""
     marks = []
-    if find(version).effective_math(device, settings.math) == "tf32":
+    if find(version).effective_precision(device, settings.precision) == "tf32":
         marks.append("tf32")
     if settings.timed and settings.tiny:
         marks.append("tiny")

@@ -10,19 +10,19 @@ readings of the device's own clock. The result that the timed calls left is asse
 
 import numpy as np
 
-from bench.measure.isolated import isolate
-from bench.measure.network_cases import isolate_piece, piece_work
-from common.operations import step_operations
+from bench.measure.network_cases import network_case, network_work
+from common.cases import operation_case
+from common.operations import step_work
 
 
 def test_operation(subject, settings, operation, measure):
-    work = {work.id: work for work in step_operations(settings.architecture, settings.batch_size)}[operation]
+    work = {work.id: work for work in step_work(settings.architecture, settings.batch_size)}[operation]
     rng = np.random.default_rng(0)
-    measure(work, isolate(subject.backend, settings.architecture, work, settings.batch_size, rng))
+    measure(work, operation_case(subject.backend, settings.architecture, work, settings.batch_size, rng))
 
 
 def test_network(subject, settings, operation, device, measure):
     sizes = settings.batch_size, settings.epoch_pictures(device)
     rng = np.random.default_rng(0)
-    isolated = isolate_piece(subject.backend, settings.architecture, operation, *sizes, rng)
-    measure(piece_work(settings.architecture, operation, *sizes), isolated)
+    case = network_case(subject.backend, settings.architecture, operation, *sizes, rng)
+    measure(network_work(settings.architecture, operation, *sizes), case)

@@ -1,17 +1,18 @@
-"""Backends that are wrong, one mistake each: the checker is checked against them.
+"""Wrong backends with one mistake each; the checker must find all of them.
 
-They stand on ``PlainBackend``, a right one made of the reference's own operations rounded to float32, so that the
-mistake named in the class is the only one.
+They derive from ``PlainBackend``, a correct backend that rounds the reference's results to float32. So the mistake in
+the name of a class is its only one.
 """
 
 import numpy as np
 
 from common import reference
 from common.cpu import CpuBackend
+from common.operations import METHODS
 
 
 class PlainBackend(CpuBackend):
-    """Right: the reference's operations, rounded to float32."""
+    """Correct: the reference's operations, rounded to float32."""
 
     layout = "NCHW"
 
@@ -30,26 +31,12 @@ class PlainBackend(CpuBackend):
 
 
 class DeferredBackend(PlainBackend):
-    """Right: like a GPU, it only queues work, and ``synchronize`` has it done."""
-
-    OPERATIONS = (
-        "conv2d_forward",
-        "conv2d_backward_data",
-        "conv2d_backward_filter",
-        "conv2d_backward_bias",
-        "gather_batch",
-        "maxpool_forward",
-        "relu_maxpool_backward",
-        "upsample_forward",
-        "relu_upsample_backward",
-        "mse_loss",
-        "sgd",
-    )
+    """Correct: like a GPU, it only queues operations, and ``synchronize`` runs them."""
 
     def __init__(self, **options):
         super().__init__(**options)
         self.queue = []
-        for name in self.OPERATIONS:
+        for name in METHODS:
             setattr(self, name, self._deferred(getattr(self, name)))
 
     def _deferred(self, operation):
@@ -83,7 +70,7 @@ class LeavesMemoryUnwritten(PlainBackend):
 
 
 class ReturnsNaN(PlainBackend):
-    """One NaN among right values."""
+    """One NaN among correct values."""
 
     def conv2d_backward_filter(self, x, dy, dw):
         super().conv2d_backward_filter(x, dy, dw)
@@ -100,7 +87,7 @@ class SkipsTheBorder(PlainBackend):
 
 
 class ReluDropsNaN(PlainBackend):
-    """Asks what is positive, which a NaN is not."""
+    """Selects the positive values; a NaN becomes zero."""
 
     def conv2d_forward(self, x, w, b, y, relu):
         exact = reference.conv2d_forward(x, w, b)
@@ -108,7 +95,7 @@ class ReluDropsNaN(PlainBackend):
 
 
 class SpreadsNaN(PlainBackend):
-    """Right for numbers; a NaN in one picture reaches the next one."""
+    """Correct for finite numbers; a NaN in one picture reaches the others."""
 
     def conv2d_forward(self, x, w, b, y, relu):
         super().conv2d_forward(x, w, b, y, relu)
@@ -126,7 +113,7 @@ class DropsTheBiasGradient(PlainBackend):
 
 
 class SpoilsItsInput(PlainBackend):
-    """Right results, but the input is scaled on the way."""
+    """Correct results, but the input is overwritten."""
 
     def conv2d_backward_data(self, dy, w, dx):
         super().conv2d_backward_data(dy, w, dx)
@@ -134,14 +121,14 @@ class SpoilsItsInput(PlainBackend):
 
 
 class AccumulatesGradients(PlainBackend):
-    """Adds to what was there instead of overwriting it."""
+    """Adds to the previous content instead of overwriting it."""
 
     def conv2d_backward_filter(self, x, dy, dw):
         dw += reference.conv2d_backward_filter(x, dy).astype(np.float32)
 
 
 class FlipsTheWindow(PlainBackend):
-    """A convolution in the mathematicians' sense instead of a cross-correlation."""
+    """A convolution with flipped filters instead of a cross-correlation."""
 
     def conv2d_forward(self, x, w, b, y, relu):
         super().conv2d_forward(x, w[:, :, ::-1, ::-1], b, y, relu)
@@ -175,7 +162,7 @@ class ScalesTheLossWrongly(PlainBackend):
 
 
 class DiffersFromRunToRun(PlainBackend):
-    """Within the tolerance, but not the same bits twice, though it says so."""
+    """Within the tolerance, but two runs differ in bits, although it calls itself deterministic."""
 
     calls = 0
 
@@ -186,7 +173,7 @@ class DiffersFromRunToRun(PlainBackend):
 
 
 class StopsAfterSomePictures(PlainBackend):
-    """Convolves the first five pictures of a batch only: right wherever the checker's small shapes look."""
+    """Convolves only the first five pictures of a batch: correct for the checker's small shapes."""
 
     def conv2d_forward(self, x, w, b, y, relu):
         super().conv2d_forward(x[:5], w, b, y[:5], relu)

@@ -1,4 +1,4 @@
-"""The network as data: the counts of the specification, exact receptive fields, and what is refused."""
+"""The architecture: counts of the specified network, exact receptive fields, and invalid networks."""
 
 import numpy as np
 import pytest
@@ -32,8 +32,8 @@ def test_receptive_fields_of_the_full_network():
     assert fields[-1] == ("conv5", {22, 26})
 
 
-def test_receptive_field_is_what_moves_an_output():
-    # One channel, positive weights and pictures, no pooling decision: a pixel matters if a path leads from it.
+def test_receptive_fields_agree_with_changed_pixels():
+    # One channel, positive weights and pictures, average pooling: an output depends on every pixel in its field.
     architecture = autoencoder((32, 32), (1, 1), channels=1)
     parameters = {name: np.abs(value) + 0.1 for name, value in initial_parameters(architecture, 0).items()}
     base = np.random.default_rng(0).random((1, 1, 32, 32))
@@ -59,7 +59,7 @@ def test_receptive_field_is_what_moves_an_output():
     assert {int(size) for size in sizes[13:19]} == {22, 26}
 
 
-def test_weights_are_he_normal_and_the_same_for_every_layout():
+def test_weights_are_he_normal_and_seeded():
     parameters = initial_parameters(autoencoder(), seed=3)
     weight = parameters["conv2.weight"]
     assert weight.shape == (128, 256, 3, 3)
@@ -73,15 +73,15 @@ def test_weights_are_he_normal_and_the_same_for_every_layout():
     assert shapes["conv2.weight"] == (128, 3, 3, 256)
 
 
-def test_memory_is_below_the_budget():
+def test_activations_stay_below_200_mb():
     plans = plan_activations(autoencoder(), 64, "NHWC")
     assert plans[1].shape == (64, 32, 32, 256)
     total = sum(plan.bytes for plan in plans)
-    assert total < 200e6  # activations and gradients together; the design document allows 440 MB
+    assert total < 200e6  # activations and gradients together
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8, 6), (2, 4), (-4, 4)])
-def test_sizes_that_do_not_pool_twice_are_refused(size):
+def test_sizes_that_are_not_multiples_of_four_are_refused(size):
     with pytest.raises(UsageError, match="multiples of 4"):
         autoencoder(size)
 

@@ -1,4 +1,4 @@
-"""Pictures: the binary format, its damages, the photo crops, and the download."""
+"""Pictures: the binary format, damaged files, photo crops, and the download."""
 
 import functools
 import hashlib
@@ -76,7 +76,7 @@ def test_damaged_files_are_refused(tmp_path, damage, message):
     assert "data_batch_2.bin" in str(caught.value)
 
 
-def test_more_samples_than_there_are(tmp_path):
+def test_too_many_samples_are_refused(tmp_path):
     write_batches(tmp_path)
     with pytest.raises(UsageError, match=r"21 samples asked for, but .* holds 20"):
         load_pictures("cifar10", tmp_path, 21, 0)
@@ -84,7 +84,7 @@ def test_more_samples_than_there_are(tmp_path):
         photo_crops(10_000_000, 0)
 
 
-def test_auto_takes_cifar10_where_it_is_and_says_so(tmp_path):
+def test_auto_prefers_cifar10_and_names_the_source(tmp_path):
     found = load_pictures("auto", tmp_path, 5, 0)
     assert found.source == "photos"
     write_batches(tmp_path / "cifar-10-batches-bin")
@@ -94,7 +94,7 @@ def test_auto_takes_cifar10_where_it_is_and_says_so(tmp_path):
     assert load_pictures("photos", tmp_path, 5, 0).source == "photos"
 
 
-def test_cifar10_that_is_not_there_says_where_it_looked(tmp_path):
+def test_missing_cifar10_names_the_searched_files(tmp_path):
     with pytest.raises(UsageError) as caught:
         load_pictures("cifar10", tmp_path, 5, 0)
     assert str(tmp_path / "data_batch_1.bin") in str(caught.value)
@@ -114,12 +114,12 @@ def test_photo_crops_are_seeded_distinct_and_prefixes():
     np.testing.assert_array_equal(photo_crops(16, 3), crops[:16])
     assert not np.array_equal(photo_crops(64, 4), crops)
     assert len({crop.tobytes() for crop in crops}) == 64
-    assert crops.std() > 20  # pictures, not flat colour
+    assert crops.std() > 20  # pictures, not a constant colour
 
 
 @pytest.fixture
 def served(tmp_path):
-    """An archive laid out like the real one, on a server of our own; yields its address and MD5."""
+    """An archive like the real one on a local server; yields its address and MD5."""
     write_batches(tmp_path / "server" / "cifar-10-batches-bin")
     archive = tmp_path / "server" / "archive.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -143,7 +143,7 @@ def test_download_checks_and_unpacks(tmp_path, served):
     url, md5 = served
     folder = download_cifar10(tmp_path / "data", url, md5, progress=False)
     assert len(read_cifar10(folder)[0]) == 20
-    # Nothing but the finished folder is left, and a second call has nothing to do.
+    # Only the finished folder is left, and a second call does nothing.
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-batches-bin"]
     assert download_cifar10(tmp_path / "data", "http://127.0.0.1:9/none", md5, progress=False) == folder
 

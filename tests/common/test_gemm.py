@@ -1,4 +1,4 @@
-"""The call into cuBLAS, without a GPU: a stand-in reads every argument through its address, column by column."""
+"""The call of cuBLAS, without a GPU: a replacement on the host reads every argument as cuBLAS would."""
 
 import ctypes
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ def at(address, count):
 
 
 class HostCublas:
-    """sgemm and sgemmStridedBatched as cuBLAS defines them, on host memory: alpha and beta are addresses."""
+    """sgemm and sgemmStridedBatched as cuBLAS defines them, on host memory; alpha and beta are addresses."""
 
     def sgemm(self, handle, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
         self.sgemmStridedBatched(handle, trans_a, trans_b, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1)

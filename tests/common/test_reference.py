@@ -1,4 +1,4 @@
-"""The truth held to account: brute force for the convolution, finite differences for every gradient."""
+"""The reference: brute force checks the convolution, finite differences check every gradient."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_every_gradient_by_finite_differences():
         np.testing.assert_allclose(step.gradients[name], numeric, rtol=1e-4, atol=1e-8, err_msg=name)
 
 
-def test_gradient_to_the_input_by_finite_differences():
+def test_input_gradient_by_finite_differences():
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal((1, 2, 3, 4)), rng.standard_normal((3, 2, 3, 3))
     dy = rng.standard_normal((1, 3, 3, 4))

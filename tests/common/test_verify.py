@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from common.architecture import autoencoder
-from common.verify import compare, safe_step_inputs, sum_tolerance, verify
+from common.checks import check_close, sum_tolerance
+from common.verify import safe_step_inputs, verify
 from tests.broken import RIGHT, WRONG
 
 # Large enough that what only goes wrong in a large batch, or past the first thousand parameters, goes wrong.
@@ -40,16 +41,16 @@ def test_house_list_of_mistakes_is_covered():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_compare_never_passes_what_is_not_finite(bad):
+def test_check_close_never_passes_what_is_not_finite(bad):
     actual = np.zeros(4, np.float32)
     actual[2] = bad
-    check = compare("x", actual, np.zeros(4), np.inf)
+    check = check_close("x", actual, np.zeros(4), np.inf)
     assert not check.passed
     assert "1 of 4" in check.detail
 
 
-def test_compare_rejects_another_shape():
-    assert not compare("x", np.zeros((2, 3), np.float32), np.zeros((3, 2)), 1.0).passed
+def test_check_close_rejects_another_shape():
+    assert not check_close("x", np.zeros((2, 3), np.float32), np.zeros((3, 2)), 1.0).passed
 
 
 def test_sum_tolerance_grows_with_the_root_of_the_length_and_with_tf32():

@@ -1,36 +1,61 @@
-"""The GPU campaign: a part that fails costs no other, and what cannot be asked for is said."""
+"""The GPU campaign: a step that fails does not affect the others, and bad input is refused."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from time import perf_counter, sleep
 
 import psutil
 import pytest
-import typer
 
+from bench.commands.console import run_script
+from bench.commands.options import options_of
 from bench.experiments import gpu_campaign
-from bench.experiments.gpu_campaign import SHARES, Campaign, Part, PartError, main, run_part
+from bench.experiments.gpu_campaign import (
+    SHARES,
+    CampaignOptions,
+    Step,
+    StepResult,
+    call,
+    campaign_steps,
+    run_campaign,
+    run_step,
+    sanitizer_steps,
+    share_s,
+)
 from bench.machine.devices import ROOT, DeviceStatus, device_status
-from bench.records.run import read_json_object
-from tests.support.results_files import layer_row, layers_file, row, run_file, write
+from bench.machine.environment import describe_environment
 
 
-def campaign(*arguments, timeout=60):
-    command = [sys.executable, "-m", "bench.experiments.gpu_campaign", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+@pytest.fixture
+def campaign(monkeypatch, capsys):
+    """Run the program in this process; gives exit code, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpu_campaign", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                run_script(options_of(run_campaign, CampaignOptions))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
         (["--only", "tests,sing"], ["'sing'", "tests, run, layers, bench, sanitize"]),
-        (["--only", ","], ["unknown part ''", "tests, run"]),
+        (["--only", ","], ["unknown step ''", "tests, run"]),
         (["--simulator"], ["--only tests"]),
         (["--samples", "0"], ["samples 0"]),
+        (["--epochs", "0"], ["epochs 0"]),
         (["--math", "fp16"], ["'fp16'", "fp32, tf32"]),
         (["--data", "mnist"], ["'mnist'", "cifar10"]),
         (["--minutes", "0.2"], ["minutes 0.2", "more than 0.5"]),
@@ -41,142 +66,189 @@ def campaign(*arguments, timeout=60):
         )),
     ],
 )  # fmt: skip
-def test_bad_input(tmp_path, arguments, wanted):
-    done = campaign("--out", tmp_path / "new", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert all(word in done.stderr for word in wanted), done.stderr
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, campaign, arguments, wanted):
+    code, _, errors = campaign("--out", tmp_path / "new", *arguments)
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert all(word in errors for word in wanted), errors
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """As if there were one."""
+    """As if there were a GPU, and a sanitizer."""
     monkeypatch.setattr(gpu_campaign, "choose_device", lambda asked: DeviceStatus("gpu", True, "Example GPU"))
-    monkeypatch.setattr(gpu_campaign, "describe_environment", lambda *rest: {"commit": "0123456789"})
+    monkeypatch.setattr(gpu_campaign, "describe_environment", lambda device, *rest: describe_environment("cpu", *rest))
+    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: f"/example/{name}")
 
 
-def run_one(name, out, limit_s=60.0, **changes):
-    """Run one part in a folder; returns what came of it."""
-    for folder in ("logs", "runs"):
-        (out / folder).mkdir(exist_ok=True)
-    settings = {"samples": 100, "epochs": 2, "math": "fp32", "data": "photos", "data_dir": out, "simulator": False}
-    campaign = Campaign(out, **{**settings, **changes}, ends=perf_counter() + limit_s)
-    part = Part(name, limit_s=limit_s)
-    run_part(part, campaign)
-    return part
+def ends(monkeypatch, **endings):
+    """Let the steps end as given instead of running them; the commands are collected."""
+    commands = {}
+
+    def instead(command, log, limit_s, **rest):
+        commands[log.stem] = command
+        ending = endings.get(log.stem, ("exit code 0", "3 passed"))
+        return ending() if callable(ending) else ending
+
+    monkeypatch.setattr(gpu_campaign, "call", instead)
+    return commands
 
 
-def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch, gpu, capsys):
-    def wrong(campaign, part):
-        raise PartError("two tests failed")
+def record_of(folder):
+    (path,) = folder.glob("*_campaign.json")
+    return json.loads(path.read_text())
 
-    def broken(campaign, part):
-        part.figures.append("v1: as far as it came")
-        raise ValueError("a file that nobody expected")
 
-    def fine(campaign, part):
-        part.outcome, part.words = "passed", "all of it"
+def test_a_step_that_fails_does_not_affect_the_others(tmp_path, monkeypatch, gpu, campaign):
+    def no_space():
+        raise OSError(28, "No space left on device")
 
-    parts = {"tests": wrong, "run": broken, "layers": fine, "bench": fine, "sanitize": fine}
-    monkeypatch.setattr(gpu_campaign, "PARTS", parts)
-    with pytest.raises(typer.Exit) as ended:
-        main(tmp_path / "out", only="tests,run,layers,sanitize", data_dir=tmp_path)
-    assert ended.value.exit_code == 1
-    (path,) = (tmp_path / "out").glob("*_campaign.json")
-    found = [(part["name"], part["outcome"], part["words"]) for part in read_json_object(path)["parts"]]
-    assert found == [
-        ("tests", "FAILED", "two tests failed"),
-        ("run", "FAILED", "ValueError: a file that nobody expected"),
-        ("layers", "passed", "all of it"),
-        ("bench", "not run", "not asked for"),
-        ("sanitize", "passed", "all of it"),
-    ]
-    printed = capsys.readouterr().out
-    assert "v1: as far as it came" in printed
+    commands = ends(
+        monkeypatch,
+        tests=("exit code 1", "...\n2 failed, 1 passed in 3 s\n"),
+        run=("exit code 0", "results: runs/new.json\nchart: new.svg\nwarning: the CPU was busy\n"),
+        layers=no_space,
+    )
+    code, printed, _ = campaign("--out", tmp_path / "out", "--only", "tests,run,layers,sanitize")
+    assert code == 1
+    record = record_of(tmp_path / "out")
+    assert record["schema"] == "convbench-campaign/1"
+    found = {part["name"]: (part["outcome"], part["words"]) for part in record["parts"]}
+    assert found["tests"] == ("FAILED", "exit code 1: 2 failed, 1 passed in 3 s")
+    assert found["run"][0] == "passed"
+    assert found["run"][1].startswith("results: runs/new.json")
+    assert found["layers"] == ("FAILED", "it cannot run: No space left on device")
+    assert found["bench"] == ("not run", "not asked for")
+    tools = [f"{tool}-{name}" for tool in ("memcheck", "racecheck") for name in ("v1", "v2", "v3", "v4")]
+    assert list(found)[4:] == tools
+    assert {found[tool][0] for tool in tools} == {"passed"}
+    assert "bench" not in commands
     assert "Example GPU" in printed
+    assert "2 failed, 1 passed" in printed
 
 
-def test_an_interrupted_campaign_keeps_what_it_has(tmp_path, monkeypatch, gpu, capsys):
-    def fine(campaign, part):
-        part.outcome = "passed"
+def test_a_campaign_without_failures_ends_with_a_page(tmp_path, monkeypatch, gpu, campaign):
+    def write_results():
+        (tmp_path / "runs" / "new.json").write_text("{}")
+        return "exit code 0", "results: new.json"
 
-    def ctrl_c(campaign, part):
-        part.words = "half of it"
-        raise KeyboardInterrupt
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "old.json").write_text("{}")
+    commands = ends(monkeypatch, run=write_results, page=("exit code 0", ""))
+    code, printed, _ = campaign("--out", tmp_path, "--only", "run", "--samples", "7", "--math", "tf32")
+    assert code == 0
+    page = commands["page"]
+    assert page[page.index("report") + 1 :] == [
+        str(tmp_path / "runs" / "new.json"), "--out", str(tmp_path / "report.html"), "--force",
+    ]  # fmt: skip
+    assert f"page: {tmp_path / 'report.html'}" in printed
+    run = commands["run"]
+    assert [run[run.index(name) + 1] for name in ("--samples", "--math", "--device")] == ["7", "tf32", "gpu"]
+    assert 500 < int(run[run.index("--time-limit") + 1]) <= 570
+    ends(monkeypatch, run=write_results, page=("exit code 2", "error: no rows"))
+    (tmp_path / "runs" / "new.json").unlink()
+    code, printed, _ = campaign("--out", tmp_path, "--only", "run")
+    assert code == 0
+    assert "no page: exit code 2: error: no rows" in printed
 
-    monkeypatch.setattr(gpu_campaign, "PARTS", dict.fromkeys(SHARES, fine) | {"layers": ctrl_c})
-    with pytest.raises(typer.Exit) as ended:
-        main(tmp_path / "out", data_dir=tmp_path)
-    assert ended.value.exit_code == 130
-    (path,) = (tmp_path / "out").glob("*_campaign.json")
-    found = [(part["outcome"], part["words"]) for part in read_json_object(path)["parts"]]
-    assert found[:3] == [("passed", ""), ("passed", ""), ("FAILED", "interrupted; half of it")]
-    assert found[3:] == [("not run", "not reached")] * 2
-    assert "interrupted; half of it" in capsys.readouterr().out
+
+def test_an_interrupted_campaign_keeps_its_results(tmp_path, monkeypatch, gpu, campaign):
+    ends(monkeypatch, layers=("interrupted", "half of it"))
+    code, printed, _ = campaign("--out", tmp_path)
+    assert code == 130
+    found = [(part["outcome"], part["words"]) for part in record_of(tmp_path)["parts"]]
+    assert [outcome for outcome, _ in found[:3]] == ["passed", "passed", "FAILED"]
+    assert found[2][1] == "interrupted: half of it"
+    assert set(found[3:]) == {("not run", "not reached")}
+    assert "interrupted: half of it" in printed
 
 
-def test_sigterm_and_a_full_disk(tmp_path, monkeypatch, gpu, capsys):
-    """The record is written after each part; a disk that takes it no more costs no part and no table."""
-    folder = tmp_path / "out"
-
-    def fine(campaign, part):
-        part.outcome = "passed"
-
-    def look(campaign, part):
-        (path,) = folder.glob("*_campaign.json")
-        assert read_json_object(path)["parts"][0]["outcome"] == "passed"
-        part.outcome = "passed"
+def test_the_record_is_written_after_each_step_and_a_full_disk_stops_nothing(tmp_path, monkeypatch, gpu, campaign):
+    def fill_the_disk():
+        assert record_of(tmp_path)["parts"][0]["outcome"] == "passed"
 
         def full(*arguments):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(gpu_campaign, "replace_file", full)
+        return "exit code 0", ""
 
-    def terminated(campaign, part):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(gpu_campaign, "PARTS", dict.fromkeys(SHARES, fine) | {"run": look, "bench": terminated})
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(typer.Exit) as ended:
-            main(folder, data_dir=tmp_path)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.exit_code == 130
-    written = capsys.readouterr()
-    assert "No space left on device" in written.err
-    rows = [line.split()[:2] for line in written.out.splitlines() if line.strip().startswith(tuple(SHARES))]
+    ends(monkeypatch, run=fill_the_disk)
+    code, printed, errors = campaign("--out", tmp_path)
+    assert code == 0
+    assert "No space left on device" in errors
+    rows = [line.split()[:2] for line in printed.splitlines()]
     assert ["layers", "passed"] in rows
-    assert ["bench", "FAILED"] in rows
+    assert ["racecheck-v4", "passed"] in rows
 
 
-def test_ctrl_c_in_a_command_gives_it_time_for_its_last_words(tmp_path, monkeypatch):
-    words = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open(r'{0}', 'w').write('kept')".format
-    kept = tmp_path / "kept"
-
-    def part_that_is_interrupted(campaign, part):
-        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-        code = gpu_campaign._ask(campaign, part, "-c", words(kept))
-        raise PartError(gpu_campaign._ended(campaign, code))
-
-    monkeypatch.setitem(gpu_campaign.PARTS, "bench", part_that_is_interrupted)
-    part = run_one("bench", tmp_path)
-    assert (part.outcome, part.words) == ("FAILED", "interrupted")
-    assert kept.read_text() == "kept"
+def options(out, **changes):
+    return CampaignOptions(out=out, **changes)
 
 
-def test_what_a_command_left_running_is_ended_too(tmp_path, monkeypatch):
-    """It ended by itself, or by Ctrl-C, before what it had started."""
-    leaving = "from subprocess import Popen; print('left', Popen(['sleep', '99']).pid)"
+def run_one(tmp_path, monkeypatch, step, how, output):
+    result = StepResult(step.name, "")
+    ends(monkeypatch, **{step.name: (how, output)})
+    run_step(step, result, options(tmp_path), 60.0, 60.0)
+    return result.outcome, result.words
 
-    def part_that_leaves_one(campaign, part):
-        gpu_campaign._ask(campaign, part, "-c", leaving)
 
-    monkeypatch.setitem(gpu_campaign.PARTS, "bench", part_that_leaves_one)
-    run_one("bench", tmp_path)
-    assert_gone(int((tmp_path / "logs" / "bench.log").read_text().split()[-1]))
+def test_a_test_suite_that_only_skips_has_not_passed(tmp_path, monkeypatch):
+    tests = campaign_steps(options(tmp_path))[0]
+    assert run_one(tmp_path, monkeypatch, tests, "exit code 0", "3 skipped in 1 s") == (
+        "FAILED", "exit code 0: 3 skipped in 1 s",
+    )  # fmt: skip
+    assert run_one(tmp_path, monkeypatch, tests, "exit code 0", "2 passed, 3 skipped in 1 s")[0] == "passed"
+    assert run_one(tmp_path, monkeypatch, tests, "its time was up", "")[1] == "its time was up: no output"
+
+
+def test_a_missing_or_unsupported_sanitizer_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: None)
+    (missing,) = sanitizer_steps()
+    assert run_one(tmp_path, monkeypatch, missing, "exit code 0", "") == (
+        "not run", "compute-sanitizer is not installed: not measured",
+    )  # fmt: skip
+    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: "/example/sanitizer")
+    step = sanitizer_steps()[0]
+    assert run_one(tmp_path, monkeypatch, step, "exit code 1", "Error: Device not supported. See the docs\n") == (
+        "not run", "compute-sanitizer does not support this device: not measured",
+    )  # fmt: skip
+    assert run_one(tmp_path, monkeypatch, step, "exit code 9", "ERROR SUMMARY: 2 errors\n") == (
+        "FAILED", "exit code 9: ERROR SUMMARY: 2 errors",
+    )  # fmt: skip
+
+
+def test_time_that_a_step_leaves_goes_to_the_later_ones():
+    left_s, limits = 570.0, {}
+    for kind in SHARES:
+        limits[kind] = round(share_s(left_s, kind, list(SHARES)))
+        left_s -= {"tests": 34, "run": 400}.get(kind, limits[kind])  # one ends early and one late
+    assert limits == {"tests": 114, "run": 268, "layers": 34, "bench": 51, "sanitize": 51}
+    assert share_s(100.0, "run", ["run"]) == 100
+    assert share_s(-1.0, "run", ["run"]) == 0
+
+
+def test_a_step_without_time_is_not_started(tmp_path):
+    result = StepResult("run", "")
+    step = Step("run", "run", ["/does/not/exist"])
+    assert not run_step(step, result, options(tmp_path), 4.0, 4.0)
+    assert (result.outcome, result.words) == ("not run", "no time was left")
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+SLEEPS = """
+import subprocess, time
+child = subprocess.Popen(["sleep", "99"])
+print("begun", child.pid, flush=True)
+try:
+    time.sleep(99)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    time.sleep({0})
+"""
 
 
 def assert_gone(number):
@@ -184,151 +256,42 @@ def assert_gone(number):
         if not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
             return
         sleep(0.05)
-    raise AssertionError("a process that the part started is still there")
+    raise AssertionError("a process that the step started is still there")
 
 
-def test_time_is_shared_out_and_what_is_left_goes_on(monkeypatch):
-    now = 1000.0
-    monkeypatch.setattr(gpu_campaign, "perf_counter", lambda: now)
-    campaign = Campaign(Path(), 1, 1, "fp32", "photos", Path(), False, ends=now + 570)
-    limits = {}
-    for name in SHARES:
-        part = Part(name)
-        gpu_campaign._share_out(campaign, part, list(SHARES))
-        limits[name] = round(part.limit_s)
-        now += {"tests": 34, "run": 400}.get(name, part.limit_s)  # one is early and one late
-    assert limits == {"tests": 114, "run": 268, "layers": 34, "bench": 51, "sanitize": 51}
-    assert now == pytest.approx(campaign.ends)
+@pytest.mark.parametrize("after_s", [0, 99])
+def test_a_command_whose_time_is_up_is_interrupted_then_killed(tmp_path, monkeypatch, after_s):
+    monkeypatch.setattr(gpu_campaign, "INTERRUPT_S", 1)
+    begun = perf_counter()
+    how, output = call([sys.executable, "-c", SLEEPS.format(after_s)], tmp_path / "x.log", 2.0)
+    assert how == "its time was up"
+    assert perf_counter() - begun < 20
+    words = output.split()
+    assert words[0] == "begun"
+    assert words[2:] == ["interrupted"]
+    assert (tmp_path / "x.log").read_text() == output
+    assert_gone(int(words[1]))
 
 
-SLEEPING = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], start_new_session=True)
-print("begun", child.pid, flush=True)
-try:
-    time.sleep(99)
-except KeyboardInterrupt:
-    print("asked", flush=True)
-    time.sleep(99)
-"""
+def test_ctrl_c_gives_a_command_time_to_write_its_results(tmp_path):
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    how, output = call([sys.executable, "-c", SLEEPS.format(0)], tmp_path / "x.log", 60.0)
+    assert how == "interrupted"
+    assert output.endswith("interrupted\n")
 
 
-def test_a_part_that_takes_too_long_is_asked_then_killed_with_all_that_it_started(tmp_path, monkeypatch):
-    def part_that_sleeps(campaign, part):
-        assert gpu_campaign._ask(campaign, part, "-c", SLEEPING) is None
-        raise PartError("its time was up")
-
-    monkeypatch.setitem(gpu_campaign.PARTS, "bench", part_that_sleeps)
-    monkeypatch.setattr(gpu_campaign, "LAST_WORDS_S", 1)
-    part = run_one("bench", tmp_path, limit_s=2)
-    assert (part.outcome, part.words) == ("FAILED", "its time was up")
-    assert part.seconds < 20
-    words = (tmp_path / "logs" / "bench.log").read_text().split()
-    assert "asked" in words
-    assert_gone(int(words[words.index("begun") + 1]))
+def test_processes_that_a_command_leaves_running_are_killed(tmp_path):
+    leaving = "from subprocess import Popen; print(Popen(['sleep', '99']).pid)"
+    how, output = call([sys.executable, "-c", leaving], tmp_path / "x.log", 60.0)
+    assert how == "exit code 0"
+    assert_gone(int(output))
 
 
-def writes(path, document, code=0):
-    """In place of a process: it leaves a results file and an exit code."""
-
-    def ask(campaign, part, *arguments, **rest):
-        write(campaign.out / "runs", path, document)
-        return code
-
-    return ask
-
-
-def test_figures_are_read_off_the_files(tmp_path, monkeypatch):
-    flops = {"gemm_flop_per_s": 2e11, "copy_bytes_per_s": 1e10, "read_bytes_per_s": 1e10, "math": "fp32"}
-    failed = {"verified": False, "reason": "wrong", "epoch_s": [], "first_epoch_s": None}
-    rows = [row("v1", 8.0), row("v4", 2.0), row("torch-eager", 3.0, peer=True), row("v2", 1.0, **failed)]
-    monkeypatch.setattr(gpu_campaign, "_ask", writes("run.json", run_file(*rows, ceilings=flops), 1))
-    part = run_one("run", tmp_path)
-    assert (part.outcome, part.words) == ("FAILED", "run.json; v2: wrong")
-    rates = [128 * 1.0333e9 / seconds / 1e12 for seconds in (8, 2)]
-    shares = [f"{rate:.3g} TFLOP/s, {100 * rate / 0.2:.1f} % of the measured GEMM" for rate in rates]
-    assert part.figures[0].startswith(f"v1 fp32: epoch 8 s, {shares[0]}, ")
-    assert part.figures[1].startswith(f"v4 fp32: epoch 2 s, {shares[1]}, 4 times v1, ")
-    assert part.figures[3] == "v4 is 1.5 times as fast as torch-eager"
-    monkeypatch.setattr(gpu_campaign, "_ask", writes("layers.json", layers_file(layer_row("v4", 0.5))))
-    part = run_one("layers", tmp_path)
-    assert (part.outcome, part.words) == ("passed", "layers.json")
-    assert "% of it outside the operations" in part.figures[0]
-
-
-def test_a_command_that_writes_nothing_is_told_by_its_last_line(tmp_path):
-    part = run_one("run", tmp_path, data="nonsense")
-    assert part.outcome == "FAILED"
-    assert "exit code 2, no results file: error: " in part.words
-
-
-def test_what_is_not_installed_is_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: None)
-    part = run_one("sanitize", tmp_path)
-    assert (part.outcome, part.words) == ("not run", "compute-sanitizer is not installed: not measured")
-
-
-def test_the_sanitizer_is_asked_of_every_version_and_nothing_found_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: "/example/compute-sanitizer")
-    calls = []
-
-    def asked(code_of):
-        def ask(campaign, part, *arguments, before):
-            calls.append((before[2], arguments[-1]))
-            campaign.log(part).write_text(f"it said {calls[-1][1]}\n")
-            return code_of(*calls[-1])
-
-        monkeypatch.setattr(gpu_campaign, "_ask", ask)
-        return run_one("sanitize", tmp_path)
-
-    part = asked(lambda check, name: 0)
-    assert part.outcome == "passed"
-    assert len(set(calls)) == 8
-    part = asked(lambda check, name: 9 if name == "v2" else 1 if name == "v3" else 0)
-    assert part.outcome == "FAILED"
-    assert part.words.startswith("memcheck of v2: errors, see the log; memcheck of v3: exit code 1: it said v3; ")
-    assert part.words.endswith("clean: memcheck of v1, memcheck of v4, racecheck of v1, racecheck of v4")
-    part = asked(lambda check, name: 9 if name == "v1" else None)  # time is up
-    assert part.outcome == "FAILED"
-    assert part.words == "memcheck of v1: errors, see the log; memcheck of v2: its time was up: it said v2; clean: none"
-
-
-@pytest.mark.parametrize(
-    ("memcheck", "outcome", "words"),
-    [
-        (
-            0,
-            "passed",
-            "racecheck: compute-sanitizer does not support this device, not measured; clean: memcheck of v1, ",
-        ),
-        (9, "FAILED", "memcheck of v1: errors, see the log; memcheck of v2: errors, see the log; "),
-        (1, "not run", "memcheck: compute-sanitizer does not support this device, not measured; racecheck: "),
-    ],
-)
-def test_a_device_that_the_sanitizer_refuses_is_not_measured(tmp_path, monkeypatch, memcheck, outcome, words):
-    def ask(campaign, part, *arguments, before):
-        code = memcheck if before[2] == "memcheck" else 1
-        with campaign.log(part).open("a") as log:
-            log.write("Error: Device not supported. Please refer to the documentation\n" if code == 1 else "said\n")
-        return code
-
-    monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: "/example/compute-sanitizer")
-    monkeypatch.setattr(gpu_campaign, "_ask", ask)
-    part = run_one("sanitize", tmp_path)
-    assert part.outcome == outcome
-    assert part.words.startswith(words)
-
-
-def test_no_gpu_test_that_ran_is_no_pass(tmp_path, monkeypatch):
-    def ask(campaign, part, *arguments, **rest):
-        (campaign.out / "tests.xml").write_text(
-            '<testsuites><testsuite tests="3" skipped="3" failures="0"/></testsuites>'
-        )
-        return 0
-
-    monkeypatch.setattr(gpu_campaign, "_ask", ask)
-    part = run_one("tests", tmp_path)
-    assert (part.outcome, part.words) == ("FAILED", "0 passed, 0 failed, 3 skipped")
+def test_a_command_that_cannot_start_is_a_failed_step(tmp_path):
+    (tmp_path / "logs").mkdir()
+    result = StepResult("bench", "")
+    run_step(Step("bench", "bench", ["/does/not/exist"]), result, options(tmp_path), 60.0, 60.0)
+    assert (result.outcome, result.words) == ("FAILED", "it cannot run: No such file or directory")
 
 
 def test_the_tiny_step_in_the_simulator():
@@ -336,7 +299,7 @@ def test_the_tiny_step_in_the_simulator():
     command = [sys.executable, "-m", "bench.experiments.tiny_step", "--backend"]
     done = subprocess.run([*command, "v4"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "as the reference has it" in done.stdout
+    assert "equal to the reference" in done.stdout
     done = subprocess.run([*command, "v9"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "choose from v1" in done.stderr

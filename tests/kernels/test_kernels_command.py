@@ -1,4 +1,4 @@
-"""``convbench kernels``: compiles without a GPU, and says in one line what is missing where it cannot."""
+"""``convbench kernels``: it compiles without a GPU, and one line says what is missing if it cannot."""
 
 import importlib.util
 import os
@@ -10,8 +10,10 @@ from dataclasses import replace
 import pytest
 
 from bench import cli
-from bench.kernels import launches as kernels
+from bench.kernels import compiler, launches
+from bench.kernels.targets import TARGETS, target_name
 from bench.machine.devices import ROOT
+from bench.records.kernels import read_kernels
 
 needs_compilers = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform"
@@ -31,7 +33,7 @@ def convbench(*arguments, cwd, **environment):
 
 
 def in_this_process(monkeypatch, *arguments):
-    """Run the command line here, where a test can take things away from it; returns the exit code."""
+    """Run the command in this process, where a test can replace parts of it; returns the exit code."""
     monkeypatch.setattr(sys, "argv", ["convbench", "kernels", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -61,11 +63,11 @@ def test_in_the_simulator_there_is_nothing_to_compile(tmp_path):
     assert done.stderr == "error: NUMBA_ENABLE_CUDASIM is set: the simulator compiles no kernels\n"
 
 
-def test_missing_compilers(monkeypatch, capsys):
+def test_without_compilers_one_line_says_what_to_install(monkeypatch, capsys):
     def absent():
         raise FileNotFoundError("no ptxas")
 
-    monkeypatch.setattr(kernels, "ptxas_path", absent)
+    monkeypatch.setattr(compiler, "ptxas_path", absent)
     assert in_this_process(monkeypatch) == 2
     written = capsys.readouterr()
     assert written.out == ""
@@ -86,7 +88,7 @@ def test_one_target_in_full(tmp_path):
     row = lines[at]
     # threads, blocks from conv3's to conv2's, registers, bound, spills, stack, occupancy, shared, FMA, loads
     found = re.search(
-        r"conv2d_forward_kernel +256 +768-65,536 +(\d+) +64 +0 +0 +(\d+)% +0 +(\d+) +- +(\d+) \((\d+)\) +2\.00", row
+        r"conv2d_forward_kernel +256 +768-65,536 +(\d+) +64 +0 +0 +(\d+) % +0 +(\d+) +- +(\d+) \((\d+)\) +2\.00", row
     )
     assert found, row
     registers, occupancy, fma, loads, floats = map(int, found.groups())
@@ -98,35 +100,46 @@ def test_one_target_in_full(tmp_path):
 
 
 @needs_compilers
-def test_all_targets_and_a_shared_kernel_once(monkeypatch, capsys):
-    """Several versions and targets, compiled here and only in part: the rest of the table does not need it."""
+def test_all_targets_and_a_shared_kernel_once(monkeypatch, capsys, tmp_path):
+    """Two kernels of several versions for every target: a table of one target, a table of all, and a file."""
     from versions.registry import find
 
-    uses = [use for use in kernels.merged_uses([find("v1"), find("v4")]) if use.name in ("sgd_kernel", "im2col_kernel")]
-    monkeypatch.setattr(kernels, "merged_uses", lambda infos: uses)
-    assert in_this_process(monkeypatch, "--backend", "v1", "--backend", "v4") == 0
+    wanted = ("sgd_kernel", "im2col_kernel")
+    uses = [use for use in launches.merged_uses([find("v1"), find("v4")]) if use.name in wanted]
+    monkeypatch.setattr(launches, "merged_uses", lambda infos: uses)
+    assert in_this_process(monkeypatch, "--backend", "v1", "--backend", "v4", "--out", str(tmp_path)) == 0
     written = capsys.readouterr().out
-    assert "shared by v1, v4" in written
-    assert written.count("sgd_kernel") == 1
-    (row,) = [line for line in written.splitlines() if "im2col_kernel" in line]
-    assert len(re.findall(r"\d+ +\d+%", row)) == 4
-    for target in kernels.TARGETS:
-        assert kernels.target_name(target) in written
+    full, of_targets = written.split("Registers and occupancy for every target")
+    assert "compiled for sm_90" in full
+    for table in (full, of_targets):
+        assert "shared by v1, v4" in table
+        assert table.count("sgd_kernel") == 1
+        (row,) = [line for line in table.splitlines() if "im2col_kernel" in line]
+    assert len(re.findall(r"\d+, +\d+ %", row)) == 4
+    assert all(target_name(target) in of_targets for target in TARGETS)
+    (path,) = (tmp_path / "runs").iterdir()
+    assert f"results: {path}" in written
+    record = read_kernels(path)
+    assert {(line.name, line.target) for line in record.rows} == {
+        (name, target_name(target)) for name in wanted for target in TARGETS
+    }
+    assert record.config.batch_size == 64
+    assert record.faults == []
 
 
 @needs_compilers
 def test_a_kernel_that_breaks_a_rule_ends_in_exit_code_1(monkeypatch, capsys):
-    compile_kernel = kernels.compile_kernel
+    compile_kernel = compiler.compile_kernel
 
     def worse(kernel, types, target, **names):
         if names["name"] == "sgd_kernel":
-            raise kernels.CompileError("ptxas refused sgd_kernel for sm_80: no")
+            raise compiler.CompileError("ptxas refused sgd_kernel for sm_80: no")
         spilling = 24 if names["name"] == "conv2d_forward_kernel" else 0
         return replace(compile_kernel(kernel, types, target, **names), spill_bytes=spilling)
 
-    monkeypatch.setattr(kernels, "compile_kernel", worse)
-    monkeypatch.setattr(kernels, "usable_cores", lambda: 1)  # in this process, where the change is seen
-    monkeypatch.setattr(kernels, "uncovered_kernels", lambda infos: ["v1: idle_kernel is launched by no operation"])
+    monkeypatch.setattr(compiler, "compile_kernel", worse)
+    monkeypatch.setattr(compiler, "usable_cores", lambda: 1)  # in this process, where ``worse`` is called
+    monkeypatch.setattr(launches, "uncovered_kernels", lambda infos: ["v1: idle_kernel is launched by no operation"])
     assert in_this_process(monkeypatch, "--backend", "v1", "--target", "sm_80") == 1
     written = capsys.readouterr()
     lines = [line for line in written.err.splitlines() if line.startswith("fault: ")]

@@ -1,39 +1,59 @@
-"""What a run says about the machine's state around it."""
+"""The state of the machine around a measurement."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from bench.machine import conditions as module
-from bench.machine.conditions import condition_warnings, conditions, throttle_reasons
+from bench.machine.conditions import Conditions, ConditionsAround, GpuConditions, read_conditions, throttle_reasons
+from bench.model import adapter
 
-QUIET = {"cpu_busy_share": 0.01, "load_1_min": 0.1}
+
+def around(before, after):
+    quiet = {"cpu_busy_share": 0.01, "load_1_min": 0.1}
+    return adapter(ConditionsAround).validate_python({"before": quiet | before, "after": quiet | after})
 
 
-def test_a_quiet_machine_is_not_warned_about():
-    assert condition_warnings(QUIET, QUIET) == []
+def test_an_idle_machine_causes_no_warning():
+    assert around({}, {}).warnings() == []
+    assert ConditionsAround(Conditions(), Conditions()).warnings() == []
 
 
 @pytest.mark.parametrize(
     ("before", "after", "wanted"),
     [
         ({"cpu_busy_share": 0.6}, {}, "60 %"),
-        ({}, {"gpu": {"throttle_reasons": ["software power cap"]}}, "held back: software power cap"),
-        ({"gpu": {"memory_clock_mhz": 2600}}, {"gpu": {"memory_clock_mhz": 1600}}, "memory clock fell from 2,600"),
+        ({}, {"gpu": {"throttle_reasons": ["software power cap"]}}, "throttled: software power cap"),
+        (
+            {"gpu": {"memory_clock_mhz": 2600}},
+            {"gpu": {"memory_clock_mhz": 1600}},
+            "memory clock fell from 2,600 to 1,600",
+        ),
+        ({"gpu": {"sm_clock_mhz": 1980}}, {"gpu": {"sm_clock_mhz": 1200}}, "clock fell from 1,980 to 1,200"),
     ],
 )
-def test_what_disturbs_is_said(before, after, wanted):
-    (warning,) = condition_warnings(QUIET | before, QUIET | after)
+def test_a_disturbance_causes_one_warning(before, after, wanted):
+    (warning,) = around(before, after).warnings()
     assert wanted in warning
 
 
-def test_the_cpu_is_asked_for_real():
-    found = conditions("cpu")
-    assert 0 <= found["cpu_busy_share"] <= 1
-    assert "gpu" not in found
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(300, 1980), (1980, 1950), (None, 1200), (1980, None)],
+    ids=["rises", "about equal", "unknown before", "unknown after"],
+)
+def test_a_clock_that_does_not_fall_causes_none(before, after):
+    assert around({"gpu": {"sm_clock_mhz": before}}, {"gpu": {"sm_clock_mhz": after}}).warnings() == []
 
 
-def test_nvml_is_asked_and_what_it_lacks_is_none(monkeypatch):
+def test_the_conditions_of_this_cpu():
+    found = read_conditions("cpu")
+    assert 0 <= found.cpu_busy_share <= 1
+    assert found.load_1_min >= 0
+    assert found.gpu is None
+
+
+def test_a_value_that_nvml_refuses_is_none(monkeypatch):
     class NVMLError(Exception):
         pass
 
@@ -60,15 +80,15 @@ def test_nvml_is_asked_and_what_it_lacks_is_none(monkeypatch):
             return False
 
     monkeypatch.setattr(module, "nvml_gpu", Opened)
-    assert conditions("gpu")["gpu"] == {
-        "sm_clock_mhz": 1000,
-        "memory_clock_mhz": 2000,
-        "temperature_c": None,
-        "power_w": 70.5,
-        "throttle_reasons": ["hardware thermal slowdown"],
-        "used_bytes": 5,
-    }
+    assert read_conditions("gpu").gpu == GpuConditions(
+        sm_clock_mhz=1000,
+        memory_clock_mhz=2000,
+        temperature_c=None,
+        power_w=70.5,
+        throttle_reasons=["hardware thermal slowdown"],
+        used_bytes=5,
+    )
 
 
-def test_idling_is_no_throttling():
+def test_an_idle_gpu_is_not_throttled():
     assert throttle_reasons(0x1 | 0x2) == []

@@ -1,4 +1,4 @@
-"""Which GPU is meant, and what is said where there is none. NVML is played by a stand-in."""
+"""Which GPU is used, and the error where there is none. A stand-in replaces NVML."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ def nvml(monkeypatch):
 @pytest.mark.parametrize(
     ("visible", "expected"), [(None, "first"), ("0,1", "first"), ("1", "second"), ("GPU-b", "second")]
 )
-def test_cuda_visible_devices_is_followed(nvml, monkeypatch, visible, expected):
+def test_cuda_visible_devices_selects_the_gpu(nvml, monkeypatch, visible, expected):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -38,7 +38,7 @@ def test_cuda_visible_devices_is_followed(nvml, monkeypatch, visible, expected):
 
 
 @pytest.mark.parametrize("visible", ["", "-1"])
-def test_hidden_gpus_are_said_to_be_hidden(nvml, monkeypatch, visible):
+def test_the_error_says_that_the_gpus_are_hidden(nvml, monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     (probe,) = probe_gpu()
     assert not probe.ok
@@ -49,7 +49,7 @@ def test_hidden_gpus_are_said_to_be_hidden(nvml, monkeypatch, visible):
 
 
 def test_a_driver_without_cuda_packages_says_what_to_install(nvml, monkeypatch):
-    """The driver is played, the rest is tried for real in another process, where there is no GPU to find."""
+    """Only the driver is a stand-in; another process tries the rest and finds no GPU."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     status = device_status("gpu")
     if status.available:
@@ -57,14 +57,14 @@ def test_a_driver_without_cuda_packages_says_what_to_install(nvml, monkeypatch):
     assert status.reason
 
 
-def test_there_is_always_a_cpu():
+def test_a_cpu_is_always_available():
     assert device_status("cpu").available
     assert choose_device("cpu").name
     assert usable_cores() >= 1
 
 
 @pytest.mark.parametrize("given", [None, "", "/somewhere"])
-def test_child_processes_import_from_the_suite_and_never_from_the_users_folder(monkeypatch, given):
+def test_child_processes_import_from_the_suite_and_not_from_the_current_folder(monkeypatch, given):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if given is not None:
         monkeypatch.setenv("PYTHONPATH", given)

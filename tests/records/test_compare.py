@@ -1,11 +1,10 @@
-"""Two files against one another: verdicts that hold what they say, and refusals of what cannot be compared."""
+"""The comparison of two files: correct verdicts, and errors for files that cannot be compared."""
 
 import io
 import json
 import math
 import subprocess
 import sys
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench import cli
+from bench.commands.compare import CompareOptions, compare_command
+from bench.commands.console import run_script
+from bench.commands.options import options_of
+from bench.machine.devices import ROOT
+from bench.model import adapter
 from bench.records.compare import (
     FASTER,
     SAME,
@@ -21,19 +24,20 @@ from bench.records.compare import (
     UNCLEAR,
     Comparison,
     compare_files,
-    comparison_lines,
-    comparison_table,
     holm,
     judge,
     least_p,
     p_value,
     samples_needed,
 )
-from bench.records.run import SCHEMA, RunRecord
+from bench.records.run import SCHEMA
+from bench.records.samples import read_samples
+from bench.views.compare_tables import comparison_lines, comparison_table
+from bench.views.table import to_rich
 from common.errors import UsageError
-from tests.records.test_records import row
+from tests.records.test_records import failed_row, row
 
-# Statistics ---------------------------------------------------------------------------------------------------------
+# Statistics -----------------------------------------------------------------------------------------------------------
 
 
 def verdict(old, new, alpha=0.05, effect=0.05):
@@ -54,7 +58,7 @@ def test_a_clear_slowdown_and_its_mirror():
     assert slower.p == faster.p < 0.001
 
 
-def test_same_runs_are_almost_never_called_different():
+def test_equal_runs_are_almost_never_called_different():
     rng = np.random.default_rng(0)
     alarms, sames = 0, 0
     for _ in range(40):  # comparisons of ten rows each: without a correction two in five would raise an alarm
@@ -63,10 +67,10 @@ def test_same_runs_are_almost_never_called_different():
         alarms += FASTER in verdicts or SLOWER in verdicts
         sames += SAME in verdicts
     assert alarms <= 4
-    assert sames == 0  # of so few samples nobody can tell to a thousandth
+    assert sames == 0  # so few samples cannot show equality to a thousandth
 
 
-def test_a_difference_too_small_to_matter_is_same_if_the_interval_says_so():
+def test_a_difference_within_the_least_effect_is_same():
     old, new = around(1.0, 40, 0, scatter=0.005), around(1.01, 40, 1, scatter=0.005)
     found = verdict(old, new)
     assert found.p < 0.001
@@ -74,19 +78,19 @@ def test_a_difference_too_small_to_matter_is_same_if_the_interval_says_so():
     assert verdict(old, new, effect=0.005).verdict == SLOWER
     unclear = verdict(around(1.0, 40, 0, scatter=0.1), around(1.02, 40, 1, scatter=0.1))
     assert unclear.verdict == UNCLEAR
-    assert "the interval reaches beyond 0.952 to 1.05" in unclear.why
+    assert "the interval extends beyond 0.952 to 1.05" in unclear.why
 
 
-def test_a_difference_that_may_or_may_not_matter_is_unclear():
+def test_a_difference_close_to_the_least_effect_is_unclear():
     found = verdict(around(1.0, 30, 0), around(1.05, 30, 3))
     assert found.p < 0.001
     assert found.interval[0] < 1.05 < found.interval[1]
     found = verdict(around(1.0, 30, 0), around(1.05, 30, 3), effect=found.ratio - 1 + 0.001)
     assert found.verdict == UNCLEAR
-    assert "the interval leaves open" in found.why
+    assert "it may be less than" in found.why
 
 
-def test_too_few_samples_are_unclear_and_say_how_many_it_takes():
+def test_too_few_samples_are_unclear_and_the_needed_number_is_given():
     found = verdict([1.0, 1.01, 1.02], [2.0, 2.01, 2.02])
     assert found.verdict == UNCLEAR
     assert found.interval is None
@@ -94,7 +98,7 @@ def test_too_few_samples_are_unclear_and_say_how_many_it_takes():
     assert verdict([1.0, 1.01, 1.02, 1.03], [2.0, 2.01, 2.02, 2.03]).verdict == SLOWER
 
 
-def test_many_rows_need_more_samples_and_say_so():
+def test_more_rows_need_more_samples():
     pairs = {str(i): ([1.0, 1.01, 1.02, 1.03, 1.04], [2.0, 2.01, 2.02, 2.03, 2.04]) for i in range(80)}
     found = judge(pairs, 0.05, 0.05)
     assert {row.verdict for row in found} == {UNCLEAR}
@@ -104,7 +108,7 @@ def test_many_rows_need_more_samples_and_say_so():
 
 
 @pytest.mark.parametrize(("alpha", "rows"), [(0.05, 1), (0.05, 20), (0.001, 3)])
-def test_the_needed_number_is_the_smallest(alpha, rows):
+def test_the_needed_number_is_the_smallest_that_suffices(alpha, rows):
     count = samples_needed(alpha, rows)
     assert rows * least_p(count, count) < alpha <= rows * least_p(count - 1, count - 1)
     assert p_value(range(1, count + 1), range(100, 100 + count)) == pytest.approx(least_p(count, count))
@@ -116,7 +120,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_ties_are_counted_out_and_equal_samples_are_no_difference():
+def test_p_is_exact_for_ties_and_equal_samples_are_the_same():
     assert p_value([1.0] * 4, [2.0] * 4) == pytest.approx(2 / math.comb(8, 4))  # the approximation says 0.013
     assert p_value([1.0] * 20, [1.0] * 20) == 1.0
     assert verdict([1.0] * 6, [1.0] * 6).verdict == SAME
@@ -134,14 +138,14 @@ samples = st.lists(st.floats(0.9, 1.2), min_size=2, max_size=9)
 
 @settings(max_examples=30, deadline=None)
 @given(samples, samples)
-def test_old_and_new_change_places(old, new):
+def test_exchanging_old_and_new_reverses_the_verdict(old, new):
     there, back = verdict(old, new), verdict(new, old)
-    turned = {FASTER: SLOWER, SLOWER: FASTER, SAME: SAME, UNCLEAR: UNCLEAR}
-    assert back.verdict == turned[there.verdict]
+    reverse = {FASTER: SLOWER, SLOWER: FASTER, SAME: SAME, UNCLEAR: UNCLEAR}
+    assert back.verdict == reverse[there.verdict]
     assert back.p == pytest.approx(there.p)
 
 
-# Files of run -------------------------------------------------------------------------------------------------------
+# Files of run ---------------------------------------------------------------------------------------------------------
 
 ENVIRONMENT = {
     "cpu": "AMD EPYC",
@@ -159,10 +163,14 @@ GPU = {"name": "NVIDIA H200", "driver": "580.1"}
 
 
 def run_file(path, *rows, environment=(), config=(), **changes):
-    record = RunRecord(
-        {**ENVIRONMENT, **dict(environment)}, {**CONFIG, **dict(config)}, list(rows), "2026-01-02T030405Z"
-    )
-    path.write_text(json.dumps({"schema": SCHEMA, **asdict(record), **changes}))
+    document = {
+        "schema": SCHEMA,
+        "environment": {**ENVIRONMENT, **dict(environment)},
+        "config": {**CONFIG, **dict(config)},
+        "rows": [adapter(type(row)).dump_python(row, mode="json", by_alias=True) for row in rows],
+        "started": "2026-01-02T030405Z",
+    }
+    path.write_text(json.dumps({**document, **changes}))
     return path
 
 
@@ -175,12 +183,12 @@ def old(tmp_path):
     return run_file(tmp_path / "old.json", row("v1", around(8, 6, 0)), row("v4", around(2, 6, 1)))
 
 
-def test_run_files_row_by_row(tmp_path, old):
+def test_run_files_are_compared_row_by_row(tmp_path, old):
     new = run_file(
         tmp_path / "new.json",
         row("v2", around(4, 6, 2)),
         row("v4", around(3, 6, 3)),
-        row("v1", [], first_epoch_s=None, verified=False, reason="failed verification: conv1"),
+        failed_row("v1", "failed verification: conv1"),
         environment={"commit": "fff", "dirty": True, "libraries": {"numba": "0.69"}, "memory_bytes": 25_100_000_000},
         interrupted=True,
         warnings=["the CPU was busy"],
@@ -219,7 +227,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize(("group", "changes", "words"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
-def test_what_differs_is_refused_unless_allowed(tmp_path, old, group, changes, words):
+def test_a_difference_in_settings_is_refused_unless_allowed(tmp_path, old, group, changes, words):
     new = run_file(tmp_path / "new.json", row("v4", around(2, 6, 1)), **changes)
     with pytest.raises(UsageError, match=f"nevertheless: --allow {group}$") as refusal:
         compare(old, new)
@@ -232,8 +240,11 @@ def test_what_differs_is_refused_unless_allowed(tmp_path, old, group, changes, w
     assert [note for note in found.notes if "(allowed)" in note and words in note]
 
 
-def test_gpu_driver_device_and_a_rows_math(tmp_path):
-    rows = [row(name, around(2, 6, 1), device="gpu", **math) for name, math in (("v3", {}), ("v4", {"math": "tf32"}))]
+def test_driver_device_and_precision_of_a_row_are_compared(tmp_path):
+    rows = [
+        row(name, around(2, 6, 1), device="gpu", **precision)
+        for name, precision in (("v3", {}), ("v4", {"precision": "tf32"}))
+    ]
     one = run_file(tmp_path / "one.json", *rows, environment={"gpu": GPU})
     two = run_file(tmp_path / "two.json", *rows, environment={"gpu": {**GPU, "driver": "590.2"}})
     with pytest.raises(UsageError, match=r"driver: 580.1 -> 590.2. .*--allow gpu$"):
@@ -245,7 +256,7 @@ def test_gpu_driver_device_and_a_rows_math(tmp_path):
     assert compare(one, cpu, allow=["math", "gpu"]).summary == "2 same"
 
 
-def test_arguments_are_checked_before_files():
+def test_arguments_are_checked_before_files_are_read():
     nowhere = "nowhere.json"
     with pytest.raises(UsageError, match=r"--allow 'cpu': choose from machine, gpu, threads, data, math"):
         compare(nowhere, nowhere, allow=["cpu"])
@@ -259,7 +270,7 @@ def test_arguments_are_checked_before_files():
             compare(nowhere, nowhere, effect=wrong)
 
 
-def test_no_row_in_common(tmp_path, old):
+def test_files_without_a_common_row_are_refused(tmp_path, old):
     with pytest.raises(UsageError, match="no row in common: v1, v4 and v2"):
         compare(old, run_file(tmp_path / "new.json", row("v2", [1.0])))
 
@@ -270,14 +281,14 @@ def test_no_row_in_common(tmp_path, old):
         ("{", "no JSON"),
         ("[]", "names no schema"),
         ('{"schema": "convbench-kernels/1"}', "convbench run, convbench layers and pytest-benchmark"),
-        ('{"benchmarks": []}', "'machine_info' is missing"),
-        ('{"benchmarks": [], "machine_info": {}}', "no benchmarks"),
-        ('{"benchmarks": 1, "machine_info": {}}', "no benchmarks"),
-        ('{"benchmarks": [1], "machine_info": {}}', "not a valid file of pytest-benchmark"),
+        ('{"benchmarks": []}', "not a valid file of pytest-benchmark: machine_info"),
+        ('{"benchmarks": [], "machine_info": {}}', "benchmarks: List should have at least 1 item"),
+        ('{"benchmarks": 1, "machine_info": {}}', "not a valid file of pytest-benchmark: benchmarks"),
+        ('{"benchmarks": [1], "machine_info": {}}', r"not a valid file of pytest-benchmark: benchmarks\.0"),
         ('{"benchmarks": [], "machine_info": {}, "schema": "convbench-run/2"}', "not a valid results file"),
     ],
 )
-def test_files_of_no_kind(tmp_path, old, text, words):
+def test_a_file_without_samples_is_refused(tmp_path, old, text, words):
     path = tmp_path / "file.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=words):
@@ -292,7 +303,10 @@ def layers_file(path, forward, **environment):
     operation = {"stage": "conv1", "flops": 10, "least_bytes": 10}
     rests = {**operation, "operation": "stage_forward_rest", "seconds": [0.0] * 6}
     layer_row = {
-        **asdict(row("v4", [])),
+        **dict.fromkeys(("backend", "label", "layout"), "v4"),
+        "device": "cpu",
+        "math": "fp32",
+        "verified": True,
         "step_s": around(1, 6, 0),
         "operations": [{**operation, "operation": "forward", "seconds": forward}, rests],
         "memory": {"planned": [], "peak": {"process_bytes": 1, "pool_bytes": None, "device_bytes": None}},
@@ -304,7 +318,7 @@ def layers_file(path, forward, **environment):
         "config": {"batch_size": 8, "math": "fp32", "device": "cpu", "threads": 2, "rounds": 6, "seed": 0},
         "ceilings": {**ceilings, "device": "cpu", "math": "fp32", "threads": 2},
         "other_ceilings": [],
-        "conditions": {},
+        "conditions": None,
         "warnings": [],
         "notes": {},
         "rows": [layer_row],
@@ -313,12 +327,12 @@ def layers_file(path, forward, **environment):
     return path
 
 
-def test_layers_files_operation_by_operation(tmp_path, old):
+def test_layers_files_are_compared_operation_by_operation(tmp_path, old):
     one = layers_file(tmp_path / "one.json", around(0.1, 6, 1))
     two = layers_file(tmp_path / "two.json", around(0.05, 6, 1))
     found = compare(one, two)
     assert {row.name: row.verdict for row in found.judgements} == {"v4 whole step": SAME, "v4 conv1 forward": FASTER}
-    assert "too short for the clock" in found.not_timed["v4 conv1 stage_forward_rest"]
+    assert "too short for the clock" in found.not_timed["v4 conv1 stage_forward"]  # its name today
     assert found.missing == []
     with pytest.raises(UsageError, match=r"convbench run, .* of convbench layers: both must be of the same kind"):
         compare(old, one)
@@ -328,7 +342,7 @@ def test_layers_files_operation_by_operation(tmp_path, old):
 
 @pytest.fixture(scope="module")
 def benchmarked(tmp_path_factory):
-    """What pytest-benchmark itself writes: with single samples, and without."""
+    """Two files that pytest-benchmark writes: with single samples, and without."""
     folder = tmp_path_factory.mktemp("benchmarked")
     (folder / "test_sum.py").write_text("def test_sum(benchmark):\n    benchmark.pedantic(sum, ([1, 2],), rounds=30)\n")
     options = ["--benchmark-json=with.json", "--benchmark-save=without", "--benchmark-storage=saved"]
@@ -338,7 +352,7 @@ def benchmarked(tmp_path_factory):
     return folder / "with.json", without
 
 
-def test_pytest_benchmarks_own_files(benchmarked, tmp_path):
+def test_files_of_any_pytest_benchmark_suite_are_compared(benchmarked, tmp_path):
     with_data, without = benchmarked
     assert compare(with_data, with_data).summary in ("1 same", "1 unclear")
     document = json.loads(with_data.read_text())
@@ -358,14 +372,14 @@ def test_pytest_benchmarks_own_files(benchmarked, tmp_path):
 
 
 def suite_file(path, samples=None, gpu=None, **extra_info):
-    """As this suite's benchmarks fill in what pytest-benchmark lets them."""
+    """A file of this suite's benchmarks, which add settings to each result."""
     about = {"device": "cpu", "math": "fp32", "threads": 2, "network": "full", "batch_size": 64, "verified": True}
     benchmark = {
         "fullname": "tests/benchmarks/test_versions.py::test_network[v4-cpu-epoch]",
         "stats": {"data": around(1, 9, 0) if samples is None else samples},
         "extra_info": {**about, **extra_info},
     }
-    machine = {"convbench": {**ENVIRONMENT, **({"gpu": gpu} if gpu else {})}}
+    machine = {"convbench": {**ENVIRONMENT, **({"gpu": gpu} if gpu else {}), "network": "full"}}
     path.write_text(json.dumps({"machine_info": machine, "commit_info": {"id": "abc"}, "benchmarks": [benchmark]}))
     return path
 
@@ -387,38 +401,77 @@ def test_the_suites_own_settings_are_compared(tmp_path, changes, group):
     assert compare(one, two, allow=[group]).summary == "1 same"
 
 
-def test_a_gpu_that_was_not_used_and_a_benchmark_that_is_not_believed(tmp_path):
+def test_an_unused_gpu_is_ignored_and_an_unverified_benchmark_is_not_timed(tmp_path):
     one = suite_file(tmp_path / "one.json")
     assert compare(one, suite_file(tmp_path / "two.json", gpu=GPU)).judgements[0].name == "test_network[v4-cpu-epoch]"
     for changes, words in (({"verified": False}, "not verified"), ({"suspicious": "above"}, "above")):
         found = compare(one, suite_file(tmp_path / "two.json", **changes))
         assert list(found.not_timed.values()) == [f"NEW: {words}"]
         assert found.missing == ["test_network[v4-cpu-epoch]"]
-    with pytest.raises(UsageError, match="has a time that is none"):
+    with pytest.raises(UsageError, match=r"stats\.data\.1: Input should be greater than or equal to 0"):
         compare(one, suite_file(tmp_path / "two.json", samples=[1.0, -1.0]))
-    with pytest.raises(UsageError, match="has no samples"):
+    with pytest.raises(UsageError, match=r"stats\.data: List should have at least 1 item"):
         compare(one, suite_file(tmp_path / "two.json", samples=[]))
 
 
-# What is printed ----------------------------------------------------------------------------------------------------
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    path = suite_file(tmp_path / "one.json")
+    document = json.loads(path.read_text())
+    document["benchmarks"] *= 2
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="two benchmarks are called tests/benchmarks"):
+        read_samples(path)
+
+
+RECORDED = ROOT / "results" / "runs"
+
+
+def test_the_files_on_record_can_be_compared():
+    before = next(RECORDED.glob("2026-11-25T014401Z_*.json"))
+    found = compare(before, next(RECORDED.glob("2026-11-25T031524Z_*.json")))
+    assert {row.name: row.verdict for row in found.judgements}.items() >= {"v1": FASTER, "v4": SAME}.items()
+    rows = read_samples(next(RECORDED.glob("*_layers.json"))).rows
+    assert {"v4 whole step", "v4 conv1 backward_filter", "v1 step sgd"} <= rows.keys()
+    assert not any(row.reason for row in rows.values())
+
+
+# What is printed ------------------------------------------------------------------------------------------------------
+
+
+def printed(found, width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(to_rich(comparison_table(found)))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_usual_names_stay_whole_in_80_columns():
+    names = ["v4#2", "torch-channels-last", "v4 whole step", "v2 conv2 backward_filter", "v1 conv1 maxpool_backward"]
+    pairs = {name: (around(0.12345, 6, 0), around(0.16, 6, 1)) for name in names}
+    lines = printed(Comparison(0.05, 0.05, judge(pairs, 0.05, 0.05), {"v3 step sgd": "too short"}, [], [], []), 80)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for name in names:
+        assert all(word in text for word in name.split())
+    assert text.count("SLOWER") == len(names)
+    assert "not timed" in text
 
 
 def test_the_table_fits_100_columns_and_takes_names_literally():
     name = "test_operation[v2-cpu-conv2-backward_filter-cold-batch64-and-more]"
-    pairs = {name: (around(5e-9, 6, 0, scatter=1e-4), around(123.4, 6, 1, scatter=1e-4))}
-    found = Comparison(0.05, 0.05, judge(pairs, 0.05, 0.05), {}, [], [], [])
-    console = Console(width=132, file=io.StringIO())
-    console.print(comparison_table(found))
-    lines = console.file.getvalue().splitlines()
+    times = {name: (5.1e-9, 9.2e-9), "slow": (1.2, 123.4)}
+    pairs = {row: [around(time, 6, seed, 1e-4) for seed, time in enumerate(both)] for row, both in times.items()}
+    lines = printed(Comparison(0.05, 0.05, judge(pairs, 0.05, 0.05), {}, [], [], []), 132)
     assert max(map(len, lines)) <= 100
-    assert name in "".join(line[:36].strip() for line in lines)
-    assert any("SLOWER" in line and "123.4 s" in line and " ns" in line for line in lines)
+    assert "".join(line.split()[0] for line in lines[4:7]) == name
+    assert "SLOWER" in lines[4]
+    assert "9.2 ns" in lines[4]
+    assert "123 s" in lines[7]
 
 
 def command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["convbench", "compare", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        run_script(options_of(compare_command, CompareOptions))
     return ended.value.code
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever goes wrong."""
+"""A file is written completely or not at all, whatever fails."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ CALLS = {"fsync": (files.os, "fsync"), "open": (Path, "open")}
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("call", [*CALLS, "last"])
 @pytest.mark.parametrize("write", [replace_file, create_file])
-def test_a_write_that_fails_changes_nothing(tmp_path, monkeypatch, write, call, number):
+def test_a_failed_write_changes_nothing(tmp_path, monkeypatch, write, call, number):
     path = tmp_path / "file"
     if write is replace_file:
         path.write_bytes(b"old")
@@ -36,7 +36,7 @@ def test_a_write_that_fails_changes_nothing(tmp_path, monkeypatch, write, call, 
     assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == before
 
 
-def test_a_file_is_replaced_with_its_permissions(tmp_path):
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
     path = tmp_path / "file"
     replace_file(path, b"old")
     path.chmod(0o640)
@@ -47,7 +47,7 @@ def test_a_file_is_replaced_with_its_permissions(tmp_path):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_new_file_never_goes_over_another(tmp_path, monkeypatch, links):
+def test_a_new_file_never_overwrites_another(tmp_path, monkeypatch, links):
     if not links:  # as on a file system without hard links
         monkeypatch.setattr(Path, "hardlink_to", failing(errno.EPERM))
     path = tmp_path / "file"
@@ -58,6 +58,6 @@ def test_a_new_file_never_goes_over_another(tmp_path, monkeypatch, links):
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_is_gone_is_an_error(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         replace_file(tmp_path / "gone" / "file", b"new")

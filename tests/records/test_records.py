@@ -1,12 +1,12 @@
-"""Results files and what is read off them; charts."""
+"""Results files of a run: reading, writing, summaries, and their charts."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 
-from bench.machine.environment import machine_slug
-from bench.records.run import SCHEMA, Row, RunRecord, prepare_folder, read_record, summarise, write_record
+from bench.machine.environment import Environment
+from bench.records.documents import prepare_folder
+from bench.records.run import SCHEMA, RunRecord, RunRow, RunSettings, read_run, summarise, write_run
 from bench.views.charts import draw_charts
 from common.errors import UsageError
 
@@ -17,7 +17,7 @@ def row(backend, epoch_s, **changes):
         "label": f"{backend} idea (NHWC)",
         "device": "cpu",
         "layout": "NHWC",
-        "math": "fp32",
+        "precision": "fp32",
         "verified": True,
         "first_epoch_s": 9.0,
         "epoch_s": epoch_s,
@@ -26,13 +26,30 @@ def row(backend, epoch_s, **changes):
         "peak_bytes": 1,
         "checks": 5,
     }
-    return Row(**{**fields, **changes})
+    return RunRow(**{**fields, **changes})
+
+
+def failed_row(backend, reason):
+    return row(backend, [], verified=False, first_epoch_s=None, reason=reason)
 
 
 def record(*rows):
-    environment = {"cpu": "AMD EPYC", "cores": 2, "threads": 2, "commit": "abc1234567", "dirty": False}
-    config = {"data": "photos", "samples": 256, "batch_size": 64}
+    environment = Environment(cpu="AMD EPYC", cores=2, threads=2, commit="abc1234567")
+    config = RunSettings(data="photos", samples=256, batch_size=64)
     return RunRecord(environment, config, list(rows), "2026-01-02T030405Z")
+
+
+def write_changed(folder, place, value):
+    """A results file of one row, with the value at a place of its JSON replaced."""
+    path = write_run(record(row("v1", [1.0])), prepare_folder(folder))
+    document = json.loads(path.read_text())
+    *way, last = place
+    inner = document
+    for step in way:
+        inner = inner[step]
+    inner[last] = value
+    path.write_text(json.dumps(document))
+    return path
 
 
 def test_speedups_are_ratios_of_medians():
@@ -46,7 +63,7 @@ def test_speedups_are_ratios_of_medians():
     assert fast.baseline_noisy
 
 
-def test_with_epochs_enough_there_is_an_interval():
+def test_enough_epochs_give_an_interval():
     rows = [row("v1", [8.0, 10.0, 12.0, 9.0, 11.0, 10.0]), row("v4", [2.0, 2.5, 2.0, 2.2, 2.1, 2.1])]
     _, fast = summarise(rows, "v1")
     low, high = fast.interval
@@ -65,8 +82,8 @@ def test_quiet_samples_are_not_called_noisy():
     assert not quiet.noisy
 
 
-@pytest.mark.parametrize("difference", [{"math": "tf32"}, {"device": "gpu"}])
-def test_other_math_or_device_is_never_compared(difference):
+@pytest.mark.parametrize("difference", [{"precision": "tf32"}, {"device": "gpu"}])
+def test_a_row_in_another_precision_or_on_another_device_has_no_speedup(difference):
     _, other = summarise([row("v1", [8.0]), row("v4", [2.0], **difference)], "v1")
     assert other.speedup is None
     assert other.median_s == 2.0
@@ -77,21 +94,21 @@ def test_peers_alone_have_no_speedup():
     assert alone.speedup is None
 
 
-@pytest.mark.parametrize("changes", [{"verified": False}, {"reason": "killed"}])
-def test_unverified_and_unfinished_rows_are_left_out(changes):
-    summaries = summarise([row("v1", [8.0], **changes), row("v4", [2.0])], "v1")
+@pytest.mark.parametrize("left_out", [failed_row("v1", "wrong"), row("v1", [8.0], reason="killed"), row("v1", [])])
+def test_unverified_and_unfinished_rows_are_left_out(left_out):
+    summaries = summarise([left_out, row("v4", [2.0])], "v1")
     assert [(s.row.backend, s.speedup) for s in summaries] == [("v4", 1.0)]
 
 
-def test_round_trip_and_never_overwritten(tmp_path):
+def test_a_record_is_read_back_and_never_overwritten(tmp_path):
     runs = prepare_folder(tmp_path)
-    first = write_record(record(row("v1", [1.0])), runs)
+    first = write_run(record(row("v1", [1.0])), runs)
     before = first.read_bytes()
-    second = write_record(record(row("v1", [2.0])), runs)
+    second = write_run(record(row("v1", [2.0])), runs)
     assert first.name == "2026-01-02T030405Z_amd-epyc-2c_abc1234567.json"
     assert second != first
     assert first.read_bytes() == before
-    assert asdict(read_record(second)) == asdict(record(row("v1", [2.0])))
+    assert read_run(second) == record(row("v1", [2.0]))
     assert json.loads(before)["schema"] == SCHEMA
 
 
@@ -110,7 +127,7 @@ def test_files_that_are_not_results_are_refused(tmp_path, text, message):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
-        read_record(path)
+        read_run(path)
 
 
 @pytest.mark.parametrize(
@@ -135,41 +152,41 @@ def test_files_that_are_not_results_are_refused(tmp_path, text, message):
     ids=lambda part: str(part),
 )
 def test_records_with_wrong_parts_are_refused(tmp_path, place, value):
-    path = write_record(record(row("v1", [1.0])), prepare_folder(tmp_path))
-    data = json.loads(path.read_text())
-    *way, last = place
-    inner = data
-    for step in way:
-        inner = inner[step]
-    inner[last] = value
-    path.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match="not a valid results file"):
+    path = write_changed(tmp_path, place, value)
+    with pytest.raises(UsageError, match="not a valid results file") as error:
         draw_charts(path, tmp_path / "charts")
+    assert str(place[-1]) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000], ids=["nesting", "digits"])
-def test_json_that_python_cannot_take_is_refused(tmp_path, text):
+def test_json_that_python_cannot_parse_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UsageError, match="not a results file"):
-        read_record(tmp_path / "x.json")
+        read_run(tmp_path / "x.json")
 
 
 def test_two_rows_of_one_backend_are_refused(tmp_path):
-    path = write_record(record(row("v1", [1.0]), row("v1", [2.0])), prepare_folder(tmp_path))
+    rows = json.loads(write_run(record(row("v1", [1.0])), prepare_folder(tmp_path)).read_text())["rows"]
+    path = write_changed(tmp_path, ("rows",), rows * 2)
     with pytest.raises(UsageError, match="two rows"):
-        read_record(path)
+        read_run(path)
+    with pytest.raises(ValueError, match="two rows"):
+        record(row("v1", [1.0]), row("v1", [2.0]))
 
 
-def test_labels_are_text_not_formulas(tmp_path):
-    path = write_record(record(row("v1", [1.0], label="$x_$ {")), prepare_folder(tmp_path))
+def test_chart_labels_are_text_not_formulas(tmp_path):
+    path = write_run(record(row("v1", [1.0], label="$x_$ {")), prepare_folder(tmp_path))
     drawn = next(chart for chart in draw_charts(path, tmp_path) if chart.suffix == ".svg")
     assert "$x_$ {" in drawn.read_text()
 
 
 def test_times_without_verification_are_refused(tmp_path):
-    path = write_record(record(row("v1", [1.0], verified=False)), prepare_folder(tmp_path))
+    path = write_changed(tmp_path, ("rows", 0, "verified"), False)
     with pytest.raises(UsageError, match="was not verified"):
-        read_record(path)
+        read_run(path)
+    with pytest.raises(ValueError, match="was not verified"):
+        row("v1", [1.0], verified=False)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -185,14 +202,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["charts"]
 
 
-def test_machine_names_tell_processors_not_hosts():
-    assert machine_slug({"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "cores": 4}) == "intel-xeon-4c"
-    assert machine_slug({"cpu": "x", "cores": 4, "gpu": {"name": "NVIDIA H200"}}) == "nvidia-h200"
-
-
-def test_charts_show_what_finished_and_nothing_else(tmp_path):
-    failed = row("v3", [], verified=False, first_epoch_s=None, reason="failed verification: forward")
-    results = write_record(record(row("v1", [8.0, 9.0]), row("v4", [2.0, 2.01]), failed), prepare_folder(tmp_path))
+def test_charts_show_only_finished_rows(tmp_path):
+    failed = failed_row("v3", "failed verification: forward")
+    results = write_run(record(row("v1", [8.0, 9.0]), row("v4", [2.0, 2.01]), failed), prepare_folder(tmp_path))
     written = draw_charts(results, tmp_path / "charts")
     assert sorted(path.suffix for path in written) == [".png", ".png", ".svg", ".svg"]
     times = next(path for path in written if path.name.endswith("epoch-time.svg")).read_text()
@@ -207,13 +219,11 @@ def test_charts_show_what_finished_and_nothing_else(tmp_path):
 
 
 def test_without_a_baseline_only_times_are_drawn(tmp_path):
-    results = write_record(record(row("v4", [2.0])), prepare_folder(tmp_path))
+    results = write_run(record(row("v4", [2.0])), prepare_folder(tmp_path))
     assert {path.stem.rpartition("_")[2] for path in draw_charts(results, tmp_path)} == {"epoch-time"}
 
 
-def test_nothing_to_draw_says_why(tmp_path):
-    results = write_record(
-        record(row("v1", [], verified=False, first_epoch_s=None, reason="it crashed")), prepare_folder(tmp_path)
-    )
+def test_the_error_without_a_finished_row_gives_the_reasons(tmp_path):
+    results = write_run(record(failed_row("v1", "it crashed")), prepare_folder(tmp_path))
     with pytest.raises(UsageError, match="it crashed"):
         draw_charts(results, tmp_path / "charts")

@@ -1,4 +1,4 @@
-"""Intervals that hold what they say, and no interval where there is too little to say it."""
+"""Confidence intervals with the stated coverage, and none where there are too few samples."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ def test_spread_is_the_range_over_the_median():
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_the_interval_holds_the_ratio_as_often_as_it_says(paired):
+def test_the_interval_has_the_stated_coverage(paired):
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(60):
@@ -24,7 +24,7 @@ def test_the_interval_holds_the_ratio_as_often_as_it_says(paired):
     assert held >= 54
 
 
-def test_what_slows_both_widens_no_paired_interval():
+def test_a_slowdown_of_both_does_not_widen_a_paired_interval():
     common = np.linspace(1, 3, 10)
     low, high = ratio_interval(2 * common, common, paired=True)
     assert (low, high) == pytest.approx((2, 2))
@@ -34,7 +34,7 @@ def test_what_slows_both_widens_no_paired_interval():
 
 
 def busy_epochs(rng, orders, work_s=0.4, slower=2.3):
-    """Epochs of two equal rows in seconds, (2, rounds), beside a load that comes and goes for up to two seconds."""
+    """Seconds of two equal rows, (2, rounds), under a load that starts and stops every two seconds or less."""
     busy, left_s = False, rng.uniform(0, 2)
     epoch_s = np.zeros((2, len(orders)))
     for i, order in enumerate(orders):
@@ -52,7 +52,7 @@ def busy_epochs(rng, orders, work_s=0.4, slower=2.3):
 
 
 @pytest.mark.parametrize("rounds", [6, 10])
-def test_equals_beside_bursts_of_load_are_not_told_apart(rounds):
+def test_bursts_of_load_do_not_separate_equal_rows(rounds):
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(300):
@@ -62,15 +62,15 @@ def test_equals_beside_bursts_of_load_are_not_told_apart(rounds):
     assert held >= 285
 
 
-def test_an_interval_takes_in_that_of_the_sign_test():
-    # As measured: ten epochs of two rows of the same version. Seven pairs lie on one side, as chance has it often.
+def test_a_paired_interval_includes_that_of_the_sign_test():
+    # Measured: ten epochs of two rows of the same version. Seven pairs lie on one side, which is common by chance.
     first = [0.4, 0.41, 0.41, 0.4, 0.4, 0.73, 0.4, 0.41, 0.4, 0.4]
     second = [0.67, 0.81, 0.4, 0.53, 0.39, 0.63, 0.81, 0.73, 0.66, 0.85]
     _, high = ratio_interval(first, second, paired=True)
     assert high == pytest.approx(0.4 / 0.39)
 
 
-def test_every_order_is_as_likely():
+def test_every_order_is_equally_likely():
     rows = ["v1", "v2", "v3"]
     orders = Counter(tuple(shuffled(rows)) for _ in range(1200))
     assert len(orders) == 6
@@ -78,7 +78,7 @@ def test_every_order_is_as_likely():
     assert rows == ["v1", "v2", "v3"]
 
 
-def test_too_few_samples_have_no_interval():
+def test_too_few_samples_give_no_interval():
     for paired, fewest in ((False, FEWEST_SAMPLES), (True, FEWEST_PAIRS)):
         few, enough = [1.0] * (fewest - 1), [1.0] * fewest
         assert ratio_interval(few, [1.0] * 9, paired=paired) is None

@@ -7,5 +7,5 @@ from tests.simulator import strict
 
 @pytest.fixture(autouse=True)
 def guards(monkeypatch):
-    """The guard zones around the buffers of the test."""
+    """Guard zones around the buffers of the test."""
     return strict.install(monkeypatch)

@@ -1,21 +1,21 @@
-"""Numba's simulator made strict: what a GPU would do wrong silently, or only now and then, fails here at once.
+"""A strict version of Numba's simulator: errors that a GPU hides, or shows only sometimes, fail here at once.
 
-Numba's simulator runs a kernel as Python over NumPy arrays, and so forgives what a GPU does not: a negative index wraps
-around, a thread that has returned no longer holds up a barrier, a shared array keeps the values of the block before.
-``install`` replaces its launches, for a test, by ones that check
+Numba's simulator runs a kernel as Python on NumPy arrays and accepts errors that a GPU does not: a negative index wraps
+around, a barrier does not wait for a thread that has returned, a shared array keeps the values of the previous block.
+For the duration of a test, ``install`` replaces its launches by launches that check
 
-- indices: below zero or past the end, on any axis of a global, shared or local array, for loads and stores; what counts
-  is the shape of the view that the kernel was given, not the buffer's;
-- barriers: ``cuda.syncthreads()`` that not every thread of the block reaches, or reached at different places;
-- races: an element of shared or global memory that one thread writes and another reads or writes with no barrier in
-  between, where between two blocks of a launch there never is one (an atomic operation counts as a plain one);
-- values that nobody wrote: loads from shared and local arrays, which are fresh for every block and thread;
+- indices: below zero or past the end, on any axis of a global, shared or local array, for loads and stores. The limit
+  is the shape of the view that the kernel was given, not that of the buffer.
+- barriers: a ``cuda.syncthreads()`` that not all threads of the block reach, or that they reach at different lines.
+- races: one thread writes an element of shared or global memory, and another reads or writes it with no barrier in
+  between. Between two blocks of a launch there is never a barrier. An atomic operation counts as a plain one.
+- uninitialised values: loads from shared and local arrays, which are new for every block and thread.
 - guard zones around every buffer, compared bit for bit after every launch and every GEMM.
 
-A fault is a ``KernelError`` that names the kernel, the thread and the element. Only one thread runs at a time: each to
-its next barrier, then the next one. That makes races visible whatever the order, and it is also several times faster
-than Numba's runner, which polls. Every second launch of a kernel takes threads and blocks in reverse order, so that the
-checks which run an operation twice and compare the bits see whether the order mattered.
+An error is a ``KernelError`` that names the kernel, the thread and the element. Only one thread runs at a time, up to
+its next barrier; then the next thread runs. Races are therefore found in any order of threads, and it is several times
+faster than Numba's runner, which polls. Every second launch of a kernel runs threads and blocks in reverse order, so
+that the checks that run an operation twice and compare the bits notice if the order matters.
 """
 
 from __future__ import annotations
@@ -24,194 +24,23 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from itertools import product
 from math import prod
 from types import CodeType, FunctionType
 
 import numpy as np
 from numba.cuda.simulator import kernel as simulator
-from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray, FakeShape
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule
 
 from common.gpu import SimulatorRuntime
+from tests.simulator.arrays import GlobalArray, KernelError, LocalArray, SharedArray
 
 GUARD_BYTES = 256
-GUARD = np.full(GUARD_BYTES // 4, 0x7FC0DEAD, np.uint32).tobytes()  # a quiet NaN with a payload nobody computes
-
-
-ANYONE = (None, None, None)  # threads of several blocks; see Launch.now
-
-
-class KernelError(AssertionError):
-    """A kernel did what no kernel may do."""
+GUARD = np.full(GUARD_BYTES // 4, 0x7FC0DEAD, np.uint32).tobytes()  # a quiet NaN with an unusual payload
 
 
 class Abandoned(BaseException):
-    """Unwinds the threads that wait at a barrier after another thread of the block has failed."""
-
-
-# Arrays as a kernel sees them ---------------------------------------------------------------------------------------
-
-
-class GlobalArray:
-    """A view of a buffer, as a kernel's argument.
-
-    ``accesses`` belongs to the memory: for each index, who stored there last in this launch, and who loaded last.
-    """
-
-    def __init__(self, launch: Launch, name: str, array: np.ndarray, accesses: tuple[dict, dict]) -> None:
-        self._launch = launch
-        self._name = name
-        self._array = array
-        self._writers, self._readers = accesses
-        self.shape = FakeShape(array.shape)
-        self.size, self.ndim, self.dtype, self.strides = array.size, array.ndim, array.dtype, array.strides
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, index):
-        value = self._at(index)
-        now = self._launch.now
-        writer = self._writers.get(index)
-        if writer is not None and writer is not now:
-            self._check_order(index, "reads", writer, "wrote")
-        reader = self._readers.get(index)
-        if reader is not now:
-            if reader is None:
-                self._readers[index] = now
-            elif reader[2] != now[2]:
-                self._readers[index] = ANYONE
-            else:
-                self._readers[index] = self._launch.several if reader[1] == now[1] else now
-        return value
-
-    def __setitem__(self, index, value) -> None:
-        self._at(index)
-        now = self._launch.now
-        writer = self._writers.get(index)
-        if writer is not None and writer is not now:
-            self._check_order(index, "writes", writer, "wrote")
-        reader = self._readers.get(index)
-        if reader is not None and reader is not now:
-            self._check_order(index, "writes", reader, "read")
-        self._writers[index] = now
-        self._array[index] = value
-
-    def _at(self, index):
-        """The element at ``index``, which has to be inside on every axis."""
-        try:
-            inside = min(index) >= 0 if type(index) is tuple else index >= 0
-            value = self._array[index] if inside else None
-        except (IndexError, TypeError):
-            value = None
-        if value is None or type(value) is np.ndarray:
-            self._launch.fail(f"index {index} of global array {self._name} of shape {self._array.shape}")
-        return value
-
-    def _check_order(self, index, does: str, other: tuple, did: str) -> None:
-        """Only a barrier within a block puts the accesses of two threads in order."""
-        _, phase, block = self._launch.now
-        if other[2] != block or other[1] == phase:
-            self._launch.fail(
-                f"a race: {does} element {index} of global array {self._name} of shape {self._array.shape}, which "
-                f"{self._launch.describe(other)} {did} with no barrier in between"
-            )
-
-
-class Memory:
-    """What shared and local arrays have in common: a cell for every valid index, so that a wrong one is not found."""
-
-    kind = ""
-
-    def __init__(self, launch: Launch, shape, dtype) -> None:
-        self._launch = launch
-        self.dtype = np.dtype(dtype)
-        self._type = self.dtype.type
-        self.shape = FakeShape(shape if isinstance(shape, tuple) else (shape,))
-        self.ndim, self.size = len(self.shape), prod(self.shape)
-        indices = range(self.shape[0]) if self.ndim == 1 else product(*map(range, self.shape))
-        self._cells = self._make_cells(indices)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def _fail_index(self, index) -> None:
-        self._launch.fail(f"index {index} of a {self.kind} array of shape {tuple(self.shape)}")
-
-    def _fail_unwritten(self, index) -> None:
-        self._launch.fail(
-            f"reads element {index} of a {self.kind} array of shape {tuple(self.shape)}, which nobody wrote"
-        )
-
-
-class LocalArray(Memory):
-    """An array of one thread."""
-
-    kind = "local"
-
-    def _make_cells(self, indices) -> dict:
-        return dict.fromkeys(indices)
-
-    def __getitem__(self, index):
-        try:
-            value = self._cells[index]
-        except (KeyError, TypeError):
-            self._fail_index(index)
-        if value is None:
-            self._fail_unwritten(index)
-        return value
-
-    def __setitem__(self, index, value) -> None:
-        if index not in self._cells:
-            self._fail_index(index)
-        self._cells[index] = value if type(value) is self._type else self._type(value)
-
-
-class SharedArray(Memory):
-    """An array of one block. A cell is [value, who stored last and when, who loaded last and when]."""
-
-    kind = "shared"
-
-    def _make_cells(self, indices) -> dict:
-        return {index: [None, None, None] for index in indices}
-
-    def __getitem__(self, index):
-        try:
-            cell = self._cells[index]
-        except (KeyError, TypeError):
-            self._fail_index(index)
-        launch = self._launch
-        value, writer, reader = cell
-        if writer is None:
-            self._fail_unwritten(index)
-        now = launch.now
-        if writer is not now and writer[1] == now[1]:
-            self._fail_race(index, "reads", writer, "wrote")
-        if reader is not now:
-            # Of several readers in a phase it is enough to know that there are several.
-            cell[2] = now if reader is None or reader[1] != now[1] else launch.several
-        return value
-
-    def __setitem__(self, index, value) -> None:
-        try:
-            cell = self._cells[index]
-        except (KeyError, TypeError):
-            self._fail_index(index)
-        now = self._launch.now
-        _, writer, reader = cell
-        if writer is not None and writer is not now and writer[1] == now[1]:
-            self._fail_race(index, "writes", writer, "wrote")
-        if reader is not None and reader is not now and reader[1] == now[1]:
-            self._fail_race(index, "writes", reader, "read")
-        cell[0] = value if type(value) is self._type else self._type(value)
-        cell[1] = now
-
-    def _fail_race(self, index, does: str, other: tuple, did: str) -> None:
-        self._launch.fail(
-            f"a race: {does} element {index} of a shared array of shape {tuple(self.shape)}, which "
-            f"{self._launch.describe(other)} {did} with no barrier in between"
-        )
+    """Ends the threads that wait at a barrier after another thread of the block has failed."""
 
 
 # A launch -----------------------------------------------------------------------------------------------------------
@@ -220,7 +49,7 @@ class SharedArray(Memory):
 class Launch(FakeCUDAModule):
     """One launch of a kernel; also the ``cuda`` that the kernel sees while it runs."""
 
-    threadIdx = blockIdx = laneid = None  # plain attributes of whichever thread is running  # noqa: N815
+    threadIdx = blockIdx = laneid = None  # plain attributes of the running thread  # noqa: N815
 
     def __init__(self, kernel, grid: tuple[int, ...], block: tuple[int, ...], reverse: bool) -> None:
         super().__init__(grid, block, 0)
@@ -236,17 +65,17 @@ class Launch(FakeCUDAModule):
             self.order.reverse()
             self.blocks.reverse()
         self._dims = [Dim3(*thread) for thread in self.threads]
-        self.phase = 0  # counts the stretches between barriers, over all blocks
-        self.now: tuple = ()  # (thread, phase, block) that is running
-        self.several: tuple = ()  # the same, where it stands for more than one thread
+        self.phase = 0  # counts the phases between barriers, over all blocks
+        self.now: tuple = ()  # the running (thread, phase, block)
+        self.several: tuple = ()  # the same, for more than one thread
         self.running = None
 
     def fail(self, what: str) -> None:
-        """Raise a KernelError that says who did it."""
+        """Raise a KernelError that names the kernel and the thread."""
         raise KernelError(f"{self.name}, {self.describe(self.now) if self.now else 'the launch'}: {what}") from None
 
     def describe(self, who: tuple) -> str:
-        """Who an entry like ``now`` stands for."""
+        """The thread of an entry like ``now``, in words."""
         thread, _, block = who
         if block is None:
             return "threads of several blocks"
@@ -263,7 +92,7 @@ class Launch(FakeCUDAModule):
                 self.fail(f"argument {name} is a NumPy array, which would be copied both ways at every launch")
             if isinstance(argument, FakeCUDAArray):
                 array = argument._ary
-                # Two arguments can be the same memory: what is written through one is written through the other.
+                # Two arguments can be the same memory; they then share their accesses.
                 key = (array.ctypes.data, array.shape, array.strides)
                 for other_key, other, other_name in views:
                     if other_key != key and np.may_share_memory(array, other):
@@ -292,7 +121,7 @@ class Launch(FakeCUDAModule):
                     self.kernel.fn(*given)
 
     def switch_to(self, number: int) -> None:
-        """Make ``number`` the thread that is running."""
+        """Make ``number`` the running thread."""
         self.threadIdx = self._dims[number]
         self.laneid = number % 32
         self.now = (number, self.phase, self._block)
@@ -302,7 +131,7 @@ class Launch(FakeCUDAModule):
         self.several = (None, self.phase, self._block)
 
     def end_phase(self, sites: list[tuple | None]) -> bool:
-        """Every thread has stopped: at the barrier in ``sites``, or, where that is None, at its end. Any left?"""
+        """After every thread has stopped, at the barrier in ``sites`` or at its end (None): are any still waiting?"""
         waiting = {site for site in sites if site is not None}
         if not waiting:
             return False
@@ -324,12 +153,12 @@ class Launch(FakeCUDAModule):
     def syncthreads(self) -> None:
         """Wait for the block's other threads."""
         if self.running is None:
-            raise KernelError(f"{self.name}: has a barrier where the strict simulator did not look for one")
+            raise KernelError(f"{self.name}: has a barrier where the strict simulator did not expect one")
         frame = sys._getframe(1)
         self.running.wait(self.now[0], (frame.f_code.co_filename, frame.f_lineno))
 
     def syncthreads_count(self, value) -> None:
-        """Not used by this project, and so not simulated; neither are the other two."""
+        """Not simulated, because this project does not use it; the same holds for the other two."""
         raise NotImplementedError("the strict simulator knows syncthreads() only")
 
     syncthreads_and = syncthreads_or = syncthreads_count
@@ -347,7 +176,7 @@ class _Arrays:
         self._make = make
 
     def array(self, shape, dtype, alignment=None):
-        """Make the array; for the strict simulator every element is as well aligned as any other."""
+        """Create the array; the alignment has no meaning in the simulator."""
         frame = sys._getframe(1)
         if not shape:
             raise NotImplementedError("the strict simulator knows shared memory of a fixed size only")
@@ -361,7 +190,7 @@ def _locked() -> threading.Lock:
 
 
 class _Crew:
-    """The operating system's threads that stand for a block's; each sleeps until it is handed the baton."""
+    """Operating system threads, one for each thread of a block; each sleeps until it gets the baton."""
 
     def __init__(self) -> None:
         self._batons: list[threading.Lock] = []
@@ -369,7 +198,7 @@ class _Crew:
         self._launch: Launch
 
     def run(self, launch: Launch, arguments: list) -> None:
-        """Run the current block of ``launch``, or raise what one of its threads raised."""
+        """Run the current block of ``launch``; raises the error of its first thread that fails."""
         count = len(launch.threads)
         while len(self._batons) < count:
             self._batons.append(_locked())
@@ -388,12 +217,12 @@ class _Crew:
             raise self._failure
 
     def wait(self, number: int, site: tuple) -> None:
-        """Called by thread ``number`` at a barrier: let the others run until it is its turn again."""
+        """Called by thread ``number`` at a barrier: run the others until it is this thread's turn again."""
         self._sites[number] = site
         try:
             self._pass_on()
         except KernelError:
-            self._sites[number] = None  # it unwinds from here, and is not to be woken
+            self._sites[number] = None  # this thread ends here and must not be woken
             raise
         self._batons[number].acquire()
         self._sites[number] = None
@@ -401,7 +230,7 @@ class _Crew:
             raise Abandoned
 
     def _pass_on(self) -> None:
-        """Hand the baton to the next thread, or to the main one if the block is done."""
+        """Pass the baton to the next thread, or to the main one if the block is done."""
         self._position += 1
         if self._position == len(self._sites):
             if not self._launch.end_phase(self._sites):
@@ -416,7 +245,7 @@ class _Crew:
         self._batons[number].release()
 
     def _work(self, number: int) -> None:
-        """Be thread ``number`` of one block after another."""
+        """Run as thread ``number`` of one block after another."""
         while True:
             self._batons[number].acquire()
             try:
@@ -424,7 +253,7 @@ class _Crew:
                 self._pass_on()
             except Abandoned:
                 self._main.release()
-            except BaseException as error:  # it is raised again in the main thread
+            except BaseException as error:  # raised again in the main thread
                 self._failure = error
                 self._main.release()
 
@@ -437,7 +266,7 @@ def _few(items: list) -> str:
 
 
 def _has_barrier(function: FunctionType, seen: set | None = None) -> bool:
-    """Whether a kernel, or a device function that it names, calls ``syncthreads``."""
+    """Whether a kernel or a device function that it uses calls ``syncthreads``."""
     seen = set() if seen is None else seen
     if function in seen:
         return False
@@ -459,13 +288,13 @@ def _has_barrier(function: FunctionType, seen: set | None = None) -> bool:
 
 
 class Guards:
-    """The guard zones of every buffer that is still in use."""
+    """The guard zones of all buffers in use."""
 
     def __init__(self) -> None:
         self._buffers: list[tuple[weakref.ref, tuple[int, ...], np.dtype]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: type) -> FakeCUDAArray:
-        """Allocate a buffer full of NaN patterns, with more of them before and after it."""
+        """Allocate a buffer filled with NaN, with guard zones of NaN before and after it."""
         dtype = np.dtype(dtype)
         size = dtype.itemsize * prod(shape)
         zones = -(-size // GUARD_BYTES) + 2
@@ -474,7 +303,7 @@ class Guards:
         return FakeCUDAArray(whole[GUARD_BYTES : GUARD_BYTES + size].view(dtype).reshape(shape))
 
     def check(self, what: str) -> None:
-        """Compare every zone; ``what`` is what has just run."""
+        """Compare every zone; ``what`` names the launch that has just finished."""
         alive = []
         for buffer in self._buffers:
             reference, shape, dtype = buffer
@@ -492,14 +321,14 @@ class Guards:
 
 
 def install(monkeypatch) -> Guards:
-    """Make every launch strict, and every buffer of SimulatorRuntime guarded, until ``monkeypatch`` is undone."""
+    """Make launches strict and guard the buffers of SimulatorRuntime until ``monkeypatch`` is undone."""
     guards = Guards()
     launches: Counter = Counter()
     plain_gemm = SimulatorRuntime.gemm
 
     def call(kernel, *arguments):
         running = simulator._get_kernel_context()
-        if running is not None:  # a device function, called by a kernel
+        if running is not None:  # a device function called by a kernel
             with simulator.swapped_cuda_module(kernel.fn, running):
                 return kernel.fn(*arguments)
         grid, block = simulator.normalize_kernel_dimensions(kernel.grid_dim, kernel.block_dim)

@@ -22,7 +22,7 @@ from versions.v2_tiled_nhwc import plan as v2
 from versions.v3_direct_nchw import plan as v3
 
 pytestmark = pytest.mark.simulator
-# (N, C, K, H, W) beside verify's: several tiles of every axis with uneven rests, few channels, tiny pictures.
+# (N, C, K, H, W), besides verify's: several tiles on every axis with remainders, few channels, tiny pictures.
 MORE_SHAPES = (
     (4, 4, 4, 3, 2),
     (3, 4, 4, 5, 9),
@@ -37,7 +37,7 @@ MORE_SHAPES = (
 each_version = pytest.mark.parametrize("name", names())
 
 
-def test_this_is_the_simulator_and_never_a_gpu():
+def test_the_simulator_is_never_reported_as_a_gpu():
     assert in_simulator()
     status = device_status("gpu")
     assert status == DeviceStatus("gpu", False, "", status.reason)
@@ -46,7 +46,7 @@ def test_this_is_the_simulator_and_never_a_gpu():
 
 @functools.cache
 def verified(name):
-    """Checks of a version that failed, and the kernels that were launched for all of them."""
+    """The failed checks of a version, and all kernels that its checks launched."""
     backend = find(name).load("gpu")
     launched = []
     launch_grid = backend.launch_grid
@@ -71,7 +71,7 @@ def test_verified(name):
 
 
 def test_sums_are_split_unevenly():
-    """Shares that differ in size, and a second pass with something to add, for every kernel that has them."""
+    """For every kernel with shares, one of the shapes has several shares of different sizes."""
     split = set()
     for n, c, k, height, width in MORE_SHAPES:
         tile = v2.filter_tile(c, k, height, width)
@@ -92,7 +92,7 @@ def test_ten_steps(name):
 
 
 def test_v4_in_parts(monkeypatch):
-    """A workspace too small for the batch: parts, an uneven last one, and a filter gradient summed over them."""
+    """A workspace that is too small for the batch: uneven parts, and a filter gradient summed over them."""
     architecture = autoencoder((4, 4), (3, 2))
     monkeypatch.setattr(v4, "WORKSPACE_LIMIT_BYTES", 7_500)
     backend = find("v4").load("gpu")
@@ -106,7 +106,7 @@ def test_v4_in_parts(monkeypatch):
 
 
 def test_loss_with_more_values_than_threads(monkeypatch):
-    """Each thread takes several values, as in a real batch."""
+    """Each thread processes several values, as in a real batch."""
     monkeypatch.setattr(gpu, "MOST_PARTIALS", 64)
     backend = find("v1").load("gpu")
     backend.prepare(autoencoder((4, 4), (3, 2)), 5)
@@ -128,13 +128,13 @@ def test_a_step_allocates_no_buffers(name):
     images, order = backend.upload(np.zeros((2, 3, 4, 4), np.uint8)), backend.upload(np.zeros(2, np.int32))
     losses = backend.upload(np.zeros(1, np.float32))
     network.step(images, order, 0, 2, 0.1, losses, 0)
-    backend.runtime.empty = None  # to call it now would raise
+    backend.runtime.empty = None  # calling it raises
     network.step(images, order, 0, 2, 0.1, losses, 0)
 
 
 @each_version
 def test_every_kernel_of_the_version_ran(name):
-    """Nothing compiled for the GPU goes untested: what verification and a step launch is all that there is."""
+    """Verification launches every kernel of the version, so that none is untested."""
     _, launched = verified(name)
     assert missing_kernels(gpu_module(find(name)), launched) == []
 

@@ -1,6 +1,6 @@
-"""The kernels in the sizes that a GPU runs them in, a block or two of each: what small tiles cannot show.
+"""The kernels with the tile sizes of a GPU, one or two blocks of each, for errors that small tiles do not show.
 
-A version that has sizes of its own for the simulator keeps both in ``plan.py``, as ``FOR_GPU`` and ``FOR_SIMULATOR``.
+A version with separate sizes for the simulator has both in ``plan.py``, as ``FOR_GPU`` and ``FOR_SIMULATOR``.
 """
 
 import importlib
@@ -31,7 +31,7 @@ def test_real_sizes(name, monkeypatch):
     plan = PLANS[name]
     assert plan.SIZES is plan.FOR_SIMULATOR
     monkeypatch.setattr(plan, "SIZES", plan.FOR_GPU)
-    # The module once more, under another name, so that its kernels are built in these sizes.
+    # Import the module again under another name, so that it builds its kernels with these sizes.
     spec = importlib.util.spec_from_file_location(f"{name}_in_real_sizes", plan.__file__.replace("plan.py", "gpu.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -44,7 +44,7 @@ def test_real_sizes(name, monkeypatch):
         launch_grid(kernel, *rest)
 
     backend.launch_grid = recording
-    backend.deterministic = False  # one run of each operation is enough here; the small tiles are run twice
+    backend.deterministic = False  # one run of each operation is enough here; the small tiles run twice
     for shape in SHAPES:
         checks = convolution_checks(backend, shape, np.random.default_rng(1))
         assert [check for check in checks if not check.passed] == []

@@ -1,11 +1,12 @@
-"""The strict simulator itself: each kernel here is wrong in one way, and has to be caught; the last ones are right."""
+"""The strict simulator itself: it must find the one error in each kernel; the last kernels are correct."""
 
 import numpy as np
 import pytest
 from numba import cuda
 
 from common.gpu import Operand, SimulatorRuntime
-from tests.simulator.strict import GUARD_BYTES, KernelError
+from tests.simulator.arrays import KernelError
+from tests.simulator.strict import GUARD_BYTES
 
 pytestmark = pytest.mark.simulator
 THREADS = 4
@@ -68,7 +69,7 @@ def local_unwritten_kernel(x):
 def shared_unwritten_kernel(x):
     tile = cuda.shared.array(THREADS, np.float32)
     t = cuda.threadIdx.x
-    # The first block leaves its values; the second one may not count on them.
+    # The first block stores values; the second must not rely on them.
     if cuda.blockIdx.x == 0:
         tile[t] = x[t]
     cuda.syncthreads()
@@ -156,8 +157,8 @@ FAULTS = {
     shared_past_the_end_kernel: r"index \(1, 4\) of a shared array of shape \(2, 4\)",
     shared_negative_kernel: r"index -1 of a shared array of shape \(4,\)",
     local_negative_kernel: r"index \(-1, 0\) of a local array of shape \(2, 2\)",
-    local_unwritten_kernel: r"element 0 of a local array of shape \(2,\), which nobody wrote",
-    shared_unwritten_kernel: r"block \(1, 0, 0\): reads element 0 of a shared array .* which nobody wrote",
+    local_unwritten_kernel: r"element 0 of a local array of shape \(2,\), which no thread wrote",
+    shared_unwritten_kernel: r"block \(1, 0, 0\): reads element 0 of a shared array .* which no thread wrote",
     barrier_after_return_kernel: r"do not meet at one barrier: 3 at line \d+ .*, 1 have returned \(\(3, 0, 0\)\)",
     barrier_in_a_branch_kernel: r"do not meet at one barrier: 2 at line \d+ .*, 2 at line \d+",
     one_barrier_fewer_kernel: r"do not meet at one barrier: 2 at line \d+ .*, 2 have returned",
@@ -184,14 +185,14 @@ def test_a_wrong_kernel_is_caught(kernel):
     assert str(fault.value).startswith(kernel.__name__)
 
 
-def test_every_axis_counts():
+def test_every_axis_is_checked():
     with pytest.raises(KernelError, match=r"index \(0, -2, 0\) of global array x of shape \(2, 3, 4\)"):
         wraps_an_inner_axis_kernel[1, 1](buffer((2, 3, 4)))
     with pytest.raises(KernelError, match=r"index 0 of global array x of shape \(2, 3\)"):
         stores_a_row_kernel[1, 1](buffer((2, 3)))
 
 
-def test_the_view_counts_and_not_the_buffer():
+def test_the_limit_is_the_view_and_not_the_buffer():
     whole = buffer((16,))
     writes_past_the_end_kernel[2, THREADS](whole)
     with pytest.raises(KernelError, match=r"index 8 of global array x of shape \(8,\)"):
@@ -204,7 +205,7 @@ def copies_kernel(x, y):
     y[i] = x[i]
 
 
-def test_arguments_that_overlap_are_refused_unless_they_are_the_same():
+def test_overlapping_arguments_are_refused_unless_equal():
     memory = SimulatorRuntime().empty((2 * THREADS,), np.float32)
     with pytest.raises(KernelError, match="arguments x and y overlap"):
         copies_kernel[1, THREADS](memory[1 : THREADS + 1], memory[:THREADS])
@@ -228,7 +229,7 @@ def test_guard_zones(guards, place, where, dtype):
     made = guards.empty((3, 5), dtype)
     does_nothing_kernel[1, 1](made)
     size = 15 * np.dtype(dtype).itemsize
-    memory = made._ary.base  # only a defect of the simulator itself could reach it through the array
+    memory = made._ary.base  # only an error in the simulator could reach it through the array
     memory[GUARD_BYTES + (place if place < 0 else size)] ^= 1
     with pytest.raises(KernelError, match=rf"does_nothing_kernel: wrote {where} the \w+ buffer of shape \(3, 5\)"):
         does_nothing_kernel[1, 1](buffer((1,)))
@@ -251,41 +252,41 @@ def test_gemm_operands_stay_inside():
 
 @cuda.jit
 def divides_by_zero_kernel(x):
-    # A thread that has reached the barrier waits while another one fails.
+    # Some threads wait at the barrier when another one fails.
     if cuda.threadIdx.x == 2:
         x[0] = 1 // (cuda.blockIdx.x - 1)
     cuda.syncthreads()
 
 
-def test_other_exceptions_say_where():
+def test_other_exceptions_name_the_thread():
     with pytest.raises(ZeroDivisionError) as fault:
         divides_by_zero_kernel[2, THREADS](buffer((8,)))
     assert fault.value.__notes__ == ["in divides_by_zero_kernel, thread (2, 0, 0) of block (1, 0, 0)"]
-    test_a_right_kernel_passes(1)
+    test_a_correct_kernel_passes(1)
 
 
 @cuda.jit(device=True)
-def turned(tile, t):
+def mirrored(tile, t):
     cuda.syncthreads()
     return tile[cuda.blockDim.x - 1 - t]
 
 
 @cuda.jit
 def reverses_kernel(x, rounds):
-    # Each block turns its own values round, as often as asked; shared, local and global memory, and barriers.
+    # Each block reverses its values `rounds` times; uses shared, local and global memory, and barriers.
     tile = cuda.shared.array(THREADS, np.float32)
     kept = cuda.local.array(1, np.float32)
     t = cuda.threadIdx.x
     for _ in range(rounds):
         tile[t] = x[cuda.grid(1)]
-        kept[0] = turned(tile, t)
-        # The next round overwrites what another thread may still have to read.
+        kept[0] = mirrored(tile, t)
+        # The next round overwrites values that another thread may not have read yet.
         cuda.syncthreads()
         x[cuda.grid(1)] = kept[0]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_a_right_kernel_passes(rounds):
+def test_a_correct_kernel_passes(rounds):
     for _ in range(2):  # forwards and in reverse order
         made = buffer((3 * THREADS,))
         reverses_kernel[3, THREADS](made, rounds)
@@ -301,7 +302,7 @@ def where_kernel(x):
     x[down, across, 2] = cuda.laneid
 
 
-def test_threads_know_where_they_are():
+def test_indices_of_threads_and_blocks():
     made = buffer((6, 4, 3), np.int32)
     where_kernel[(2, 3), (2, 2)](made)
     host = made.copy_to_host()
@@ -310,7 +311,7 @@ def test_threads_know_where_they_are():
     np.testing.assert_array_equal(host[:2, :2, 2], [[0, 1], [2, 3]])
 
 
-def test_a_failed_block_leaves_nothing_behind():
+def test_launches_work_after_a_failed_block():
     with pytest.raises(KernelError):
         barrier_after_return_kernel[1, THREADS](buffer((8,)))
-    test_a_right_kernel_passes(1)
+    test_a_correct_kernel_passes(1)

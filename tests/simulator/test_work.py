@@ -1,4 +1,4 @@
-"""What ``convbench describe`` says the kernels ask of global memory, against what they do ask, load by load."""
+"""The bytes that ``gpu_work`` states for global memory, against the loads and stores that the kernels make."""
 
 from collections import Counter
 
@@ -7,7 +7,8 @@ import pytest
 
 from common.architecture import autoencoder
 from common.backend import activation_shape, filter_shape
-from tests.simulator import strict
+from common.operations import Operation
+from tests.simulator import arrays
 from versions.registry import find, names
 
 pytestmark = pytest.mark.simulator
@@ -15,9 +16,9 @@ pytestmark = pytest.mark.simulator
 
 @pytest.fixture
 def accesses(monkeypatch):
-    """Loads and stores of global float32 memory by all threads, counted."""
+    """Counts the bytes that all threads load from and store to global memory."""
     counts = Counter()
-    load, store = strict.GlobalArray.__getitem__, strict.GlobalArray.__setitem__
+    load, store = arrays.GlobalArray.__getitem__, arrays.GlobalArray.__setitem__
 
     def counting_load(array, index):
         counts["bytes"] += array.dtype.itemsize
@@ -27,8 +28,8 @@ def accesses(monkeypatch):
         counts["bytes"] += array.dtype.itemsize
         store(array, index, value)
 
-    monkeypatch.setattr(strict.GlobalArray, "__getitem__", counting_load)
-    monkeypatch.setattr(strict.GlobalArray, "__setitem__", counting_store)
+    monkeypatch.setattr(arrays.GlobalArray, "__getitem__", counting_load)
+    monkeypatch.setattr(arrays.GlobalArray, "__setitem__", counting_store)
     return counts
 
 
@@ -41,7 +42,7 @@ def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
     backend.prepare(architecture, n)
     stated = Counter()
     for work in info.gpu_work(architecture, n):
-        stated[work.stage, work.operation] += work.asked_bytes or 0  # cuBLAS's are not counted either
+        stated[work.stage, work.operation] += work.asked_bytes or 0  # bytes of cuBLAS are not counted either
     counted = {}
     rng = np.random.default_rng(0)
 
@@ -53,13 +54,13 @@ def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
         x, y = (random(activation_shape(backend.layout, n, channels, h, w)) for channels in (c, k))
         weights, bias = random(filter_shape(backend.layout, k, c)), random((k,))
         operations = {
-            "forward": lambda x=x, y=y, w=weights, b=bias: backend.conv2d_forward(x, w, b, y, True),
-            "backward data": lambda x=x, y=y, w=weights: backend.conv2d_backward_data(y, w, x),
-            "backward filter": lambda x=x, y=y, w=weights: backend.conv2d_backward_filter(x, y, w),
-            "backward bias": lambda y=y, b=bias: backend.conv2d_backward_bias(y, b),
+            Operation.FORWARD: lambda x=x, y=y, w=weights, b=bias: backend.conv2d_forward(x, w, b, y, True),
+            Operation.BACKWARD_DATA: lambda x=x, y=y, w=weights: backend.conv2d_backward_data(y, w, x),
+            Operation.BACKWARD_FILTER: lambda x=x, y=y, w=weights: backend.conv2d_backward_filter(x, y, w),
+            Operation.BACKWARD_BIAS: lambda y=y, b=bias: backend.conv2d_backward_bias(y, b),
         }
         if i == 0:
-            del operations["backward data"]
+            del operations[Operation.BACKWARD_DATA]
         for operation, run in operations.items():
             accesses.clear()
             run()

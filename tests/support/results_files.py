@@ -1,4 +1,4 @@
-"""Small results files for tests of the report: a run, its layers, its kernels; and a reader that judges a page."""
+"""Small results files and records for tests: a run, its layers, its kernels; and a parser that checks a page."""
 
 import base64
 import io
@@ -7,9 +7,13 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
+from bench.model import adapter
+from bench.records.kernels import KernelsRecord
+from bench.records.layers import LayersRecord
+from bench.records.run import RunRecord
 from common.architecture import autoencoder
 
-VOID = {"meta", "img", "br", "link", "hr", "input"}
+VOID = {"meta", "img", "br", "link", "hr", "input", "source"}
 ENVIRONMENT = {
     "cpu": "Example CPU",
     "cores": 4,
@@ -34,9 +38,14 @@ CEILINGS = {
     "cache_bytes": 32 * 2**20,
 }
 CONDITIONS = {
-    "before": {"cpu_busy_share": 0.02, "cpu_mhz": 3000, "load_1_min": 0.1},
-    "after": {"cpu_busy_share": 0.03, "cpu_mhz": None, "load_1_min": 1.2},
+    "before": {"cpu_busy_share": 0.02, "load_1_min": 0.1},
+    "after": {"cpu_busy_share": 0.03, "load_1_min": 1.2},
 }
+NO_TIME = {
+    "verified": False, "reason": "failed verification: conv2 is wrong", "epoch_s": [], "first_epoch_s": None,
+    "images_per_s": None, "loss": [], "peak_bytes": None,
+}  # fmt: skip
+"""Changes to a ``row`` of a version that failed its checks."""
 
 
 def png(width=256, height=32, colour=(200, 80, 40)):
@@ -45,13 +54,32 @@ def png(width=256, height=32, colour=(200, 80, 40)):
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def row(backend, median, *, math="fp32", device="cpu", epochs=6, **changes):
+def run_record(*rows, **changes):
+    """The record of ``run_file``."""
+    return _record(RunRecord, run_file(*rows, **changes))
+
+
+def layers_record(*rows, **changes):
+    """The record of ``layers_file``."""
+    return _record(LayersRecord, layers_file(*rows, **changes))
+
+
+def kernels_record(*rows, **changes):
+    """The record of ``new_kernels_file``."""
+    return _record(KernelsRecord, new_kernels_file(*rows, **changes))
+
+
+def _record(model, data):
+    return adapter(model).validate_json(json.dumps(data), strict=True)
+
+
+def row(backend, median, *, precision="fp32", device="cpu", epochs=6, **changes):
     return {
         "backend": backend,
         "label": f"{backend} example (NHWC)",
         "device": device,
         "layout": "NHWC",
-        "math": math,
+        "math": precision,
         "verified": True,
         "reason": "",
         "first_epoch_s": 3 * median,
@@ -145,7 +173,20 @@ def layers_file(*rows, **changes):
     }
 
 
+RESOURCES = {
+    "registers": 96,
+    "stated_registers": 128,
+    "shared_bytes": 9504,
+    "stack_bytes": 0,
+    "spill_bytes": 0,
+    "uses_float64": False,
+    "occupancy": [0.25],
+    "loop": {"fma": 192, "shared_loads": 29, "shared_floats": 34, "global_loads": 0, "global_floats": 0},
+}
+
+
 def kernel_row(name, target="sm_90", **changes):
+    """A row of the first schema, which has the resources beside the other fields."""
     return {
         "name": name,
         "versions": ["v2"],
@@ -154,19 +195,13 @@ def kernel_row(name, target="sm_90", **changes):
         "blocks": [256, 1024],
         "target": target,
         "refused": False,
-        "registers": 96,
-        "stated_registers": 128,
-        "shared_bytes": 9504,
-        "stack_bytes": 0,
-        "spill_bytes": 0,
-        "uses_float64": False,
-        "occupancy": [0.25],
-        "loop": {"fma": 192, "shared_loads": 29, "shared_floats": 34, "global_loads": 0, "global_floats": 0},
+        **RESOURCES,
         **changes,
     }
 
 
 def kernels_file(*rows, **changes):
+    """A file of the first schema, whose rows are ``kernel_row``."""
     rows = list(rows) or [kernel_row("tiled_kernel"), kernel_row("sgd_kernel", versions=["v2", "v4"], loop=None)]
     return {
         "schema": "convbench-kernels/1",
@@ -180,6 +215,20 @@ def kernels_file(*rows, **changes):
     }
 
 
+def new_kernel_row(name, target="sm_90", refused=False, resources=None, **changes):
+    """A row of the second schema; ``resources`` are changes to ``RESOURCES``."""
+    old = kernel_row(name, target)
+    kept = {key: value for key, value in old.items() if key not in RESOURCES and key != "refused"}
+    return {**kept, "resources": None if refused else RESOURCES | (resources or {}), **changes}
+
+
+def new_kernels_file(*rows, **changes):
+    """A file of the second schema, whose rows are ``new_kernel_row``."""
+    shared = {"versions": ["v2", "v4"], "operations": [["step", "sgd"]], "resources": {"loop": None}}
+    rows = list(rows) or [new_kernel_row("tiled_kernel"), new_kernel_row("sgd_kernel", **shared)]
+    return kernels_file(*rows, **{"schema": "convbench-kernels/2", **changes})
+
+
 def write(folder, name, data):
     path = folder / name
     path.write_text(json.dumps(data), encoding="utf-8")
@@ -187,12 +236,12 @@ def write(folder, name, data):
 
 
 class Page(HTMLParser):
-    """Reads a page as a browser would, and collects what is wrong with it."""
+    """Parses a page as a browser would, and collects its faults."""
 
     def __init__(self, text):
         super().__init__()
         self.open, self.faults, self.ids, self.links, self.tags = [], [], [], [], []
-        self.headings, self.texts, self.images = [], [], []
+        self.headings, self.texts, self.images, self.charts = [], [], [], []
         self.feed(text)
         self.close()
         self.faults += [f"<{tag}> is never closed" for tag in self.open]
@@ -227,6 +276,8 @@ class Page(HTMLParser):
         if name in ("href", "src", "xlink:href", "srcset", "action"):
             if tag == "img" and value.startswith("data:image/png;base64,"):
                 self.images.append(value)
+            elif tag in ("img", "source") and value.startswith("data:image/svg+xml;base64,"):
+                self.charts.append(value)
             elif value.startswith("#"):
                 self.links.append(value[1:])
             else:

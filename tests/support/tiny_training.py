@@ -1,6 +1,6 @@
-"""A training run of a tiny network in a process of its own, to be killed: ``python -m tests.support.tiny_training OUT EPOCHS``.
+"""Training runs of a tiny network; ``python -m tests.support.tiny_training OUT EPOCHS`` is one in a separate process.
 
-It goes on from OUT's checkpoint if there is one. With NUMBA_DISABLE_JIT=1 nothing is compiled, so it begins at once.
+It resumes from the checkpoint in OUT if there is one. With NUMBA_DISABLE_JIT=1 nothing is compiled, so it starts fast.
 """
 
 import sys
@@ -10,7 +10,8 @@ import numpy as np
 
 from bench.training.data import TrainingData
 from bench.training.folder import LAST, check_resumable, find_start, locked
-from bench.training.run import TrainConfig, TrainingRun
+from bench.training.run import TrainingRun
+from bench.training.settings import TrainConfig
 from common.architecture import autoencoder
 from versions.registry import find
 
@@ -23,12 +24,12 @@ def tiny_data(train=7, held_out=3):
 
 
 def tiny_config(epochs, backend="v1", **changes):
-    settings = {"device": "cpu", "math": "fp32", "threads": 1, "batch_size": 2, "learning_rate": 0.1, "seed": 0}
-    return TrainConfig(find(backend), epochs=epochs, checkpoint_steps=1, **{**settings, **changes})
+    settings = {"device": "cpu", "precision": "fp32", "threads": 1, "batch_size": 2, "learning_rate": 0.1, "seed": 0}
+    return TrainConfig(backend=find(backend), epochs=epochs, checkpoint_steps=1, **{**settings, **changes})
 
 
 def train_tiny(out, config, data=None, listener=None):
-    """Begin, or go on; returns the run."""
+    """Begin a run or resume it; returns the run."""
     data = data or tiny_data()
     with locked(out):
         start = find_start(out, ARCHITECTURE, resume=(out / LAST).exists())

@@ -1,19 +1,18 @@
-"""Checkpoints: what goes in comes out, and what is damaged, cut or of something else is refused."""
+"""Checkpoints are read as they were written; damaged, truncated and foreign files are refused."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
 
-from bench.training.checkpoint import SCHEMA, checkpoint_bytes, load_checkpoint, save_checkpoint
+from bench.training.checkpoint import SCHEMA, checkpoint_bytes, load_checkpoint, save_checkpoint, state_values
 from bench.training.folder import BEST, LAST
 from common.architecture import autoencoder
 from common.errors import UsageError
 from common.network import initial_parameters
-from common.training import Position
 from tests.support.tiny_training import ARCHITECTURE, tiny_config, train_tiny
 
 
@@ -30,8 +29,8 @@ def checkpoint(trained):
     return load_checkpoint(trained / LAST, ARCHITECTURE)
 
 
-def test_what_goes_in_comes_out(checkpoint, tmp_path):
-    middle = replace(checkpoint, position=Position(2, 3, (0.1, 1 / 3, 7e-8)), epoch_seconds=0.1)
+def test_a_checkpoint_is_read_as_it_was_written(checkpoint, tmp_path):
+    middle = replace(checkpoint, step=3, losses=(0.1, 1 / 3, 7e-8), epoch_seconds=0.1)
     save_checkpoint(middle, tmp_path / LAST)
     again = load_checkpoint(tmp_path / LAST, ARCHITECTURE)
     assert replace(again, parameters={}) == replace(middle, parameters={})
@@ -39,8 +38,8 @@ def test_what_goes_in_comes_out(checkpoint, tmp_path):
         np.testing.assert_array_equal(again.parameters[name], value)
 
 
-def test_anybody_can_read_it(trained):
-    """With the format's own library: canonical names, shapes and order, and texts that say what it is."""
+def test_the_safetensors_library_reads_it(trained):
+    """Canonical names, shapes and order, and metadata as JSON texts."""
     with safetensors.safe_open(trained / BEST, "numpy") as file:
         metadata = file.metadata()
         shapes = {name: file.get_tensor(name).shape for name in file.keys()}  # noqa: SIM118
@@ -69,20 +68,20 @@ DAMAGES = {f"cut to {share}": cut(share) for share in (0, 0.001, 0.3, 0.9999)} |
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_damage_is_told_and_nothing_is_lost(trained, tmp_path, damage):
+def test_damage_is_detected_and_no_file_changes(trained, tmp_path, damage):
     path = tmp_path / LAST
     whole = (trained / LAST).read_bytes()
     path.write_bytes(damage(whole))
     assert path.read_bytes() != whole
     (tmp_path / BEST).write_bytes((trained / BEST).read_bytes())
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(UsageError, match=r"last\.safetensors .*best\.safetensors \(epoch \d\) is sound") as caught:
+    with pytest.raises(UsageError, match=r"last\.safetensors .*best\.safetensors \(epoch \d\) is intact") as caught:
         train_tiny(tmp_path, tiny_config(3, "v4"))
     assert "\n" not in str(caught.value)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_another_architecture_is_told_by_its_stage(trained):
+def test_another_architecture_is_refused_with_its_first_different_stage(trained):
     with pytest.raises(UsageError, match=r"another architecture: conv1 is .*'out_channels': 3.* there and .*256"):
         load_checkpoint(trained / LAST, autoencoder())
 
@@ -98,27 +97,75 @@ def test_other_files_are_not_checkpoints(tmp_path):
 
 
 WRONG = {
-    "a value that is no number": {"parameters": lambda c: {**c.parameters, "conv1.bias": np.full(3, np.nan, "f4")}},
-    "a parameter of another shape": {"parameters": lambda c: {**c.parameters, "conv1.bias": np.zeros(4, "f4")}},
-    "a parameter too many": {"parameters": lambda c: {**c.parameters, "conv6.bias": np.zeros(4, "f4")}},
-    "a step that the epoch does not have": {"position": lambda c: Position(2, 4, (1.0,) * 4)},
-    "steps without losses": {"position": lambda c: Position(2, 3, ())},
-    "an epoch that is no count": {"position": lambda c: Position(2.5, 0, ())},
-    "a batch of nothing": {"batch_size": lambda c: 0},
-    "no learning rate": {"learning_rate": lambda c: 0},
-    "a backend that is no text": {"backend": lambda c: 4},
-    "an epoch without figures": {"history": lambda c: c.history[:1]},
-    "figures that are none": {"history": lambda c: [{**row, "train_mse": "low"} for row in c.history]},
-    "data without a name": {"data": lambda c: {}},
-    "a best epoch that is none": {"best": lambda c: {"epoch": 1}},
+    "a step that the epoch does not have": {"step": 4, "losses": [1.0] * 4},
+    "steps without losses": {"step": 3, "losses": []},
+    "a loss that is not finite": {"step": 1, "losses": [float("inf")]},
+    "an epoch that is not an integer": {"epoch": 2.5},
+    "an epoch that is a truth value": {"epoch": True},
+    "an empty batch": {"batch_size": 0},
+    "a learning rate of zero": {"learning_rate": 0},
+    "a negative seed": {"seed": -1},
+    "a backend that is not text": {"backend": 4},
+    "an unknown device": {"device": "tpu"},
+    "an unknown arithmetic": {"math": "fp8"},
+    "an epoch without figures": {"history": []},
+    "figures that are not numbers": {"history": [{"epoch": 1, "train_mse": "low"}, {}]},
+    "data without a name": {"data": {}},
+    "a best epoch without an error": {"best": {"epoch": 1}},
+    "a field too many": {"momentum": 0.9},
+    "a field of another kind": {"asked": [[[]]]},
 }
 
 
-@pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG.keys())
-def test_content_that_cannot_be_is_refused_even_if_its_digest_is_right(checkpoint, tmp_path, changes):
-    path = tmp_path / LAST
-    path.write_bytes(
-        checkpoint_bytes(replace(checkpoint, **{name: make(checkpoint) for name, make in changes.items()}))
-    )
-    with pytest.raises(UsageError, match="is not a valid checkpoint"):
+def forge(path, checkpoint, changes, parameters=None):
+    """Write a checkpoint with other metadata, and with a digest that matches it."""
+    values = {**state_values(checkpoint), "architecture": asdict(ARCHITECTURE), **changes}
+    metadata = {name: json.dumps(value) for name, value in values.items()}
+    path.write_bytes(checkpoint_bytes(metadata, parameters or checkpoint.parameters))
+
+
+def refusal(path):
+    """The error that reading a checkpoint ends in, which must be one line."""
+    with pytest.raises(UsageError) as caught:
         load_checkpoint(path, ARCHITECTURE)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG.keys())
+def test_impossible_metadata_is_refused_even_with_a_valid_digest(checkpoint, tmp_path, changes):
+    path = tmp_path / LAST
+    forge(path, checkpoint, {})
+    load_checkpoint(path, ARCHITECTURE)
+    forge(path, checkpoint, changes)
+    assert refusal(path).startswith(f"{path} is not a valid checkpoint: ")
+
+
+PARAMETERS = {
+    "a value that is not a number": {"conv1.bias": np.full(3, np.nan, "f4")},
+    "another shape": {"conv1.bias": np.zeros(4, "f4")},
+    "a parameter too many": {"conv6.bias": np.zeros(4, "f4")},
+}
+
+
+@pytest.mark.parametrize("changes", PARAMETERS.values(), ids=PARAMETERS.keys())
+def test_impossible_parameters_are_refused_even_with_a_valid_digest(checkpoint, tmp_path, changes):
+    path = tmp_path / LAST
+    forge(path, checkpoint, {}, {**checkpoint.parameters, **changes})
+    assert refusal(path).startswith(f"{path} is not a valid checkpoint: ")
+
+
+def test_the_first_wrong_field_is_named(checkpoint, tmp_path):
+    path = tmp_path / LAST
+    forge(path, checkpoint, {"asked": {**state_values(checkpoint)["asked"], "epochs": "many"}})
+    assert "asked.epochs: Input should be a valid integer" in refusal(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "NaN", "1" * 5000], ids=len)
+def test_metadata_that_is_not_json_is_refused(checkpoint, tmp_path, text):
+    path = tmp_path / LAST
+    values = {**state_values(checkpoint), "architecture": asdict(ARCHITECTURE)}
+    metadata = {name: json.dumps(value) for name, value in values.items()}
+    path.write_bytes(checkpoint_bytes({**metadata, "seed": text}, checkpoint.parameters))
+    assert refusal(path).startswith(f"{path} is not a valid checkpoint: ")

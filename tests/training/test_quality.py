@@ -1,4 +1,4 @@
-"""Every version learns what PyTorch learns from the same weights and batches: here in small, and in a kept record."""
+"""Every version reaches PyTorch's losses from the same weights on the same batches: here, and in a results file."""
 
 import re
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bench.machine.devices import ROOT
-from bench.measure.peers import TorchTrainer, find_peer
-from bench.records.run import read_record
+from bench.measure.peers import TorchForm, TorchTrainer, find_peer
+from bench.records.run import read_run
 from common.architecture import autoencoder
 from common.dataset import photo_crops
 from common.network import Network, initial_parameters
@@ -15,10 +15,9 @@ from common.training import Trainer
 from versions.registry import find, names
 
 TOLERANCE = 1e-4
-"""Relative, between the losses of any version and PyTorch's: every step here, every epoch in the record."""
+"""Relative, between the losses of a version and PyTorch: for each step here, for each epoch in the results file."""
 
-SETTINGS = {"learning_rate": 0.001, "seed": 0}
-EPOCHS, BATCH = 3, 16
+EPOCHS, BATCH, LEARNING_RATE = 3, 16, 0.001
 
 
 def losses(trainer, read):
@@ -34,30 +33,28 @@ def torch_losses():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: peers)")
     threads = torch.get_num_threads()
     architecture = autoencoder()
-    trainer = TorchTrainer(
-        find_peer("torch-eager"), architecture, initial_parameters(architecture, 0), photo_crops(72, 0),
-        device="cpu", math="fp32", threads=threads, batch_size=BATCH, **SETTINGS,
-    )  # fmt: skip
+    form = TorchForm(find_peer("torch-eager"), "cpu", "fp32", threads)
+    trainer = TorchTrainer(form, architecture, initial_parameters(architecture, 0), learning_rate=LEARNING_RATE)
+    trainer.load(photo_crops(72, 0), batch_size=BATCH, seed=0)
     return losses(trainer, lambda: trainer._losses.numpy().copy())
 
 
 @pytest.mark.parametrize("name", names())
-def test_losses_lie_on_pytorchs(name, torch_losses):
+def test_losses_equal_those_of_pytorch(name, torch_losses):
     architecture = autoencoder()
     network = Network(find(name).load("cpu"), architecture, BATCH, initial_parameters(architecture, 0))
-    trainer = Trainer(network, photo_crops(72, 0), **SETTINGS)
+    trainer = Trainer(network, photo_crops(72, 0), learning_rate=LEARNING_RATE, seed=0)
     found = losses(trainer, trainer.read_losses)
     assert len(found) == len(torch_losses) == EPOCHS * 5  # the last batch has eight
     np.testing.assert_allclose(found, torch_losses, rtol=TOLERANCE)
     assert found[-1] < 0.5 * found[0]
 
 
-def test_the_record_of_2048_real_pictures():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    stated = r"PyTorch's from the\nsame weights.*\((results/runs/[^)]+)\), at most (\S+) parts in a million"
-    name, said = re.search(stated, text).groups()
-    record = read_record(ROOT / name)
-    assert (record.config["data"], record.config["samples"]) == ("cifar10", 2048)
+def test_the_results_of_2048_cifar10_pictures():
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    name, said = re.search(r"\(\.\./(results/runs/[^)]+)\), at most (\S+) parts in a million", text).groups()
+    record = read_run(ROOT / name)
+    assert (record.config.data, record.config.samples) == ("cifar10", 2048)
     rows = {row.id: row for row in record.rows if row.finished}
     assert rows.keys() >= {*names(), "torch-eager"}
     expected = np.array(rows["torch-eager"].loss)

@@ -1,4 +1,4 @@
-"""Training runs of a tiny network: resumed, streamed, stopped, diverged, out of disk."""
+"""Training runs of a tiny network: resumed, streamed, stopped, diverged, without disk space."""
 
 import csv
 import errno
@@ -19,12 +19,15 @@ import pytest
 from PIL import Image
 
 from bench.machine.devices import ROOT
+from bench.records.training import BestEpoch, psnr_db
 from bench.training import folder as train_folder
+from bench.training import outputs
 from bench.training import run as train
 from bench.training.checkpoint import load_checkpoint, save_checkpoint
 from bench.training.data import TrainingData, load_training_data
 from bench.training.folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
-from bench.training.run import Listener, TrainingRun, psnr_db
+from bench.training.outputs import RunFiles
+from bench.training.run import Listener, TrainingRun
 from common import reference
 from common.architecture import autoencoder
 from common.dataset import labelled_crops
@@ -40,20 +43,20 @@ each_version = pytest.mark.parametrize("name", names())
 
 
 class StopAt(Listener):
-    """Asks a run to stop after so many looks, a step each."""
+    """Stops a run after this many steps."""
 
-    def __init__(self, looks):
-        self.looks = looks
+    def __init__(self, steps):
+        self.steps = steps
 
-    def step(self, moment):
-        self.looks -= 1
-        if self.looks == 0:
+    def step(self, progress):
+        self.steps -= 1
+        if self.steps == 0:
             self.run.stop()
 
 
-def interrupted(out, config, looks, data=None):
-    """Train until ``looks`` steps are done, then stop as after Ctrl-C; returns what ``run`` did."""
-    run = TrainingRun(config, data or tiny_data(), ARCHITECTURE, out, listener=StopAt(looks))
+def interrupted(out, config, steps, data=None):
+    """Train until ``steps`` steps are done, then stop as after Ctrl-C; returns whether the run was finished."""
+    run = TrainingRun(config, data or tiny_data(), ARCHITECTURE, out, listener=StopAt(steps))
     run.listener.run = run
     return run.run()
 
@@ -77,27 +80,27 @@ def assert_same_bits(found, expected):
 
 
 @each_version
-def test_stopped_anywhere_and_resumed_to_the_same_bits(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(TrainingRun, "_draw_losses", lambda run: None)  # which takes longer than training
+def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(RunFiles, "draw_losses", lambda *figures: None)  # slower than the training
     config = tiny_config(3, name)  # four steps an epoch, the last with one picture
     train_tiny(tmp_path, config)
     expected = loaded(tmp_path)
-    for looks in range(1, 12):
-        out = tmp_path / str(looks)
+    for steps in range(1, 12):
+        out = tmp_path / str(steps)
         out.mkdir()
-        assert not interrupted(out, config, looks)
-        assert (loaded(out).position.epoch, loaded(out).position.step) == divmod(looks, 4)
+        assert not interrupted(out, config, steps)
+        assert (loaded(out).position.epoch, loaded(out).position.step) == divmod(steps, 4)
         train_tiny(out, config)
         found = loaded(out)
         assert found.position == expected.position
         assert_same_bits(found, expected)
         for ours, theirs in zip(found.history, expected.history, strict=True):
             kept = ("epoch", "step", "train_mse", "held_out_mse", "curve")
-            assert [ours[key] for key in kept] == [theirs[key] for key in kept]
+            assert [getattr(ours, key) for key in kept] == [getattr(theirs, key) for key in kept]
         assert found.best == expected.best
 
 
-def test_begun_on_one_version_and_ended_on_another(tmp_path):
+def test_a_run_can_change_versions(tmp_path):
     train_tiny(tmp_path, tiny_config(6, "v1"))
     expected = loaded(tmp_path)
     out = tmp_path / "mixed"
@@ -107,14 +110,14 @@ def test_begun_on_one_version_and_ended_on_another(tmp_path):
         train_tiny(out, tiny_config(epochs, name))
         assert loaded(out).backend == name
     found = loaded(out)
-    assert [row["backend"] for row in found.history] == ["v1", "v4", "v4", "v2", "v3", "v3"]
+    assert [row.backend for row in found.history] == ["v1", "v4", "v4", "v2", "v3", "v3"]
     start = initial_parameters(ARCHITECTURE, 0)
     for parameter, value in expected.parameters.items():
         moved = np.linalg.norm(value - start[parameter])
         assert 0 < np.linalg.norm(found.parameters[parameter] - value) + 1e-12 <= 2e-3 * moved, parameter
 
 
-def test_the_folder_holds_what_it_should(tmp_path):
+def test_the_files_of_a_run(tmp_path):
     run = train_tiny(tmp_path, tiny_config(4, "v4"))
     files = {BEST, LAST, METRICS, LOSS_CHART, PICTURES}
     assert {path.name for path in tmp_path.iterdir()} == files
@@ -127,13 +130,13 @@ def test_the_folder_holds_what_it_should(tmp_path):
         assert float(row["images_per_s"]) == pytest.approx(7 / float(row["epoch_s"]))
     errors = [float(row["held_out_mse"]) for row in rows]
     best = loaded(tmp_path, BEST)
-    assert best.position.epoch == 1 + errors.index(min(errors)) == run.best["epoch"]
+    assert best.position.epoch == 1 + errors.index(min(errors)) == run.best.epoch
     # The held-out error is that of the float64 reference on these pictures with the parameters of the checkpoint.
     last = loaded(tmp_path)
     exact = tiny_data().held_out / 255.0
     parameters = {name: value.astype(np.float64) for name, value in last.parameters.items()}
     assert errors[-1] == pytest.approx(reference.forward_backward(ARCHITECTURE, parameters, exact).loss, rel=1e-5)
-    # Three held-out pictures, below them what was made of them; each twice as large, with a gap of two.
+    # Three held-out pictures above their reconstructions; each twice as large, with a gap of two.
     sheet = pixels(tmp_path / PICTURES)
     assert sheet.shape == (2 * 2 * 10, 2 * 3 * 10, 3)
     np.testing.assert_array_equal(sheet[:16:2, 40:56:2], tiny_data().held_out[2].transpose(1, 2, 0))
@@ -142,11 +145,11 @@ def test_the_folder_holds_what_it_should(tmp_path):
     assert pixels(tmp_path / LOSS_CHART).shape[1] > 1000
 
 
-def test_without_held_out_pictures_the_training_error_decides(tmp_path):
+def test_without_held_out_pictures_the_training_error_decides_which_epoch_is_best(tmp_path):
     train_tiny(tmp_path, tiny_config(2, "v4"), tiny_data(held_out=0))
     last = loaded(tmp_path)
-    assert [row["held_out_mse"] for row in last.history] == [None, None]
-    assert last.best["mse"] == min(row["train_mse"] for row in last.history)
+    assert [row.held_out_mse for row in last.history] == [None, None]
+    assert last.best.mse == min(row.train_mse for row in last.history)
     assert metrics(tmp_path)[0]["held_out_psnr_db"] == ""
     assert (tmp_path / PICTURES).exists()
 
@@ -158,7 +161,7 @@ def test_psnr():
 
 
 @each_version
-def test_warming_up_leaves_no_trace(name):
+def test_the_warm_up_does_not_change_training(name):
     pictures = tiny_data().train
     ends = []
     for warm in (False, True):
@@ -175,7 +178,7 @@ def test_warming_up_leaves_no_trace(name):
         np.testing.assert_array_equal(ends[1][1][parameter], value)
 
 
-def test_pictures_left_in_their_files_train_to_the_same_bits(tmp_path):
+def test_streamed_pictures_train_to_the_same_bits(tmp_path):
     write_batches(tmp_path / "data", counts=(4, 4, 3), test=5)
     architecture = autoencoder((32, 32), (3, 2))
     ends = []
@@ -188,7 +191,7 @@ def test_pictures_left_in_their_files_train_to_the_same_bits(tmp_path):
         error = evaluator.mse()
         trainer.run_epoch()
         found = (trainer.read_losses(), error, trainer.reconstruct(3))
-        ends.append((data.as_metadata(), network.read_parameters(), found))
+        ends.append((data.identity(), network.read_parameters(), found))
     assert ends[0][0] == ends[1][0]
     for parameter, value in ends[0][1].items():
         np.testing.assert_array_equal(ends[1][1][parameter], value)
@@ -196,10 +199,10 @@ def test_pictures_left_in_their_files_train_to_the_same_bits(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-# Requests that cannot be met ------------------------------------------------------------------------------------------
+# Invalid requests -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_not_begun_over_another(tmp_path):
+def test_a_new_run_does_not_overwrite_another(tmp_path):
     train_tiny(tmp_path, tiny_config(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UsageError, match=r"holds a training run \(last\.safetensors\): --resume"):
@@ -216,14 +219,14 @@ def test_a_run_is_not_begun_over_another(tmp_path):
         ({}, {"held_out": 2}, "other pictures"),
     ],
 )
-def test_what_would_be_another_run_is_refused(tmp_path, changes, data, words):
+def test_settings_of_a_different_run_are_refused(tmp_path, changes, data, words):
     train_tiny(tmp_path, tiny_config(1))
     with pytest.raises(UsageError, match=words):
         train_tiny(tmp_path, tiny_config(2, **changes), tiny_data(**data))
     assert loaded(tmp_path).position.epoch == 1
 
 
-def test_other_pixels_are_other_pictures(tmp_path):
+def test_changed_pixels_are_refused(tmp_path):
     train_tiny(tmp_path, tiny_config(1))
     data = tiny_data()
     data.train[3, 1, 2, 3] ^= 1
@@ -231,27 +234,27 @@ def test_other_pixels_are_other_pictures(tmp_path):
         train_tiny(tmp_path, tiny_config(2), data)
 
 
-def test_an_order_that_this_numpy_does_not_make_is_refused(tmp_path):
+def test_an_order_that_this_numpy_does_not_reproduce_is_refused(tmp_path):
     train_tiny(tmp_path, tiny_config(1))
     save_checkpoint(replace(loaded(tmp_path), order_sha256="0" * 64), tmp_path / LAST)
-    with pytest.raises(UsageError, match=f"this NumPy \\({np.__version__}\\) shuffles otherwise"):
+    with pytest.raises(UsageError, match=f"this NumPy \\({np.__version__}\\) shuffles differently"):
         train_tiny(tmp_path, tiny_config(2))
 
 
-def test_another_learning_rate_is_allowed(tmp_path):
+def test_a_run_may_be_resumed_with_another_learning_rate(tmp_path):
     train_tiny(tmp_path, tiny_config(1))
     train_tiny(tmp_path, tiny_config(2, learning_rate=0.01))
-    assert [row["learning_rate"] for row in loaded(tmp_path).history] == [0.1, 0.01]
+    assert [row.learning_rate for row in loaded(tmp_path).history] == [0.1, 0.01]
 
 
-def test_one_process_a_folder(tmp_path):
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     code = (
         "import sys, pathlib; from bench.training.folder import locked\nwith locked(pathlib.Path(sys.argv[1])): input()"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE)
     try:
         deadline = 600
-        while deadline:  # until the other one has it
+        while deadline:  # until the other process has the lock
             deadline -= 1
             try:
                 with train_folder.locked(tmp_path):
@@ -264,11 +267,11 @@ def test_one_process_a_folder(tmp_path):
         assert deadline
     finally:
         other.communicate(b"\n")
-    with train_folder.locked(tmp_path):  # it is free again
+    with train_folder.locked(tmp_path):  # the lock is free again
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_made_for_nothing_goes_again(tmp_path):
+def test_a_folder_that_stays_empty_is_removed(tmp_path):
     with pytest.raises(UsageError), train_folder.locked(tmp_path / "a" / "b"):
         raise UsageError("no such pictures")
     assert list(tmp_path.iterdir()) == []
@@ -278,28 +281,28 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
     assert (tmp_path / "file").read_text() == "something"
 
 
-# Faults on the way ----------------------------------------------------------------------------------------------------
+# Errors during training -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [8, 20])
-def test_after_divergence_the_last_checkpoint_is_worth_going_on_from(tmp_path, rate):
-    """At these rates the loss grows for many steps before it is infinite: within the epoch (20), or in the next (8)."""
+def test_the_last_checkpoint_is_from_before_divergence(tmp_path, rate):
+    """The loss grows for many steps before it is infinite: within the epoch at rate 20, in the next epoch at rate 8."""
     data = tiny_data(train=40)
     interrupted(tmp_path, tiny_config(3, "v4"), 3, data)
     with pytest.raises(RunError) as caught:
         train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=rate), data)
     epoch = 1 if rate == 20 else 2
     assert re.search(rf"training diverged: the loss is (inf|nan) in step \d+ of epoch {epoch}\. ", str(caught.value))
-    assert f"{tmp_path / LAST} is from before it (epoch 0, step " in str(caught.value)
-    assert f"smaller learning rate than {rate}, with --resume to go on from there" in str(caught.value)
-    assert loaded(tmp_path).position.step <= 5  # not one of the steps that were already on their way up
+    assert f"{tmp_path / LAST} holds the state before that (epoch 0, step " in str(caught.value)
+    assert f"a learning rate below {rate}, with --resume to continue from there" in str(caught.value)
+    assert loaded(tmp_path).position.step <= 5  # before the loss began to grow
     assert not (tmp_path / BEST).exists()
     train_tiny(tmp_path, tiny_config(3, "v4", learning_rate=0.1), data)
-    assert loaded(tmp_path).history[-1]["train_mse"] < 0.2
+    assert loaded(tmp_path).history[-1].train_mse < 0.2
 
 
-def test_a_last_epoch_in_ruins_is_not_called_trained(tmp_path):
-    """The error is finite, but a hundred thousand times what zeros would have."""
+def test_divergence_in_the_last_epoch_is_an_error(tmp_path):
+    """The error is finite, but a hundred thousand times that of an output of zeros."""
     data = tiny_data(train=40)
     train_tiny(tmp_path, tiny_config(1, "v4"), data)
     with pytest.raises(RunError, match=r"the held-out error is \S+e\+\d\d after epoch 2\. .* \(epoch 1, step 1?\d\)"):
@@ -307,8 +310,8 @@ def test_a_last_epoch_in_ruins_is_not_called_trained(tmp_path):
     assert loaded(tmp_path).position.epoch == 1
 
 
-def test_without_held_out_pictures_the_next_loss_is_looked_at(tmp_path):
-    """One step an epoch: its own loss is of the parameters before, and says nothing of what it made of them."""
+def test_without_held_out_pictures_the_next_loss_shows_divergence(tmp_path):
+    """One step an epoch: its loss belongs to the parameters before it and does not show what the step did."""
     data = tiny_data(train=2, held_out=0)
     with pytest.raises(RunError, match="no checkpoint was written yet"):
         train_tiny(tmp_path, tiny_config(9, "v4", learning_rate=1e4), data)
@@ -316,7 +319,7 @@ def test_without_held_out_pictures_the_next_loss_is_looked_at(tmp_path):
 
 
 @each_version
-def test_the_next_loss_is_the_next_steps_loss(name):
+def test_the_peeked_loss_equals_that_of_the_next_step(name):
     network = Network(find(name).load("cpu"), ARCHITECTURE, 2, initial_parameters(ARCHITECTURE, 0))
     trainer = Trainer(network, tiny_data().train, learning_rate=0.1, seed=0)
     for step in [0, 1, 2, 3] * 2:
@@ -326,11 +329,11 @@ def test_the_next_loss_is_the_next_steps_loss(name):
         assert trainer.read_losses()[step] == np.float32(expected)
 
 
-@pytest.mark.parametrize("pictures", ["one of them black", "dark ones, bright ones held out"])
-def test_unlike_pictures_are_no_divergence(tmp_path, pictures):
-    """The least loss there is says nothing: one black picture has nearly none."""
+@pytest.mark.parametrize("pictures", ["one is black", "dark ones, bright ones held out"])
+def test_unusual_pictures_are_not_taken_for_divergence(tmp_path, pictures):
+    """Losses may differ widely between pictures: a black one has nearly none."""
     data = tiny_data()
-    if pictures == "one of them black":
+    if pictures == "one is black":
         data.train[6] = 0
     else:
         data.train[:] //= 64
@@ -339,21 +342,21 @@ def test_unlike_pictures_are_no_divergence(tmp_path, pictures):
     assert loaded(tmp_path).position.epoch == 3
 
 
-def test_a_best_checkpoint_of_another_run_is_not_ones_own(tmp_path):
+def test_a_best_checkpoint_of_another_run_is_ignored(tmp_path):
     train_tiny(tmp_path / "other", tiny_config(1, "v4", seed=5))
     train_tiny(tmp_path / "run", tiny_config(1, "v4"))
     shutil.copy(tmp_path / "other" / BEST, tmp_path / "run" / BEST)
     train_tiny(tmp_path / "run", tiny_config(2, "v4"))
     assert loaded(tmp_path / "run", BEST).seed == 0
-    assert loaded(tmp_path / "run").best["epoch"] == 2
+    assert loaded(tmp_path / "run").best.epoch == 2
 
 
-def test_what_a_loss_does_not_show_is_looked_at_too(tmp_path, monkeypatch):
-    """A bias of minus infinity hides behind the ReLU; a held-out error can be no number where the losses are."""
+def test_divergence_that_no_loss_shows_is_detected(tmp_path, monkeypatch):
+    """The ReLU hides a bias of minus infinity; a held-out error may be NaN although the losses are finite."""
     run = TrainingRun(tiny_config(2, "v4"), tiny_data(), ARCHITECTURE, tmp_path)
 
     class Spoil(Listener):
-        def step(self, moment):
+        def step(self, progress):
             bad = run.network.read_parameters()
             bad["conv1.bias"][1] = -np.inf
             run.network.write_parameters(bad)
@@ -367,30 +370,30 @@ def test_what_a_loss_does_not_show_is_looked_at_too(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_best_epoch_is_that_of_the_least_held_out_error(tmp_path, monkeypatch):
+def test_the_best_epoch_has_the_smallest_held_out_error(tmp_path, monkeypatch):
     errors = iter([0.3, 0.1, 0.2, 0.15])
     monkeypatch.setattr(Evaluator, "mse", lambda self: next(errors))
     saved = []
-    real = train.save_checkpoint
-    monkeypatch.setattr(train, "save_checkpoint", lambda made, path: (saved.append(path.name), real(made, path)))
+    real = outputs.save_checkpoint
+    monkeypatch.setattr(outputs, "save_checkpoint", lambda made, path: (saved.append(path.name), real(made, path)))
     train_tiny(tmp_path, replace(tiny_config(4, "v4"), checkpoint_steps=0))
     assert loaded(tmp_path, BEST).position.epoch == 2
-    assert loaded(tmp_path).best == {"epoch": 2, "mse": 0.1}
-    assert [row["held_out_mse"] for row in loaded(tmp_path).history] == [0.3, 0.1, 0.2, 0.15]
-    assert saved == [BEST, LAST, BEST, LAST, LAST, LAST]  # a process killed in between has lost no best one
+    assert loaded(tmp_path).best == BestEpoch(2, 0.1)
+    assert [row.held_out_mse for row in loaded(tmp_path).history] == [0.3, 0.1, 0.2, 0.15]
+    assert saved == [BEST, LAST, BEST, LAST, LAST, LAST]  # a process killed in between keeps the best one
 
 
-def test_a_best_checkpoint_that_is_gone_is_told_from_one_that_is_there(tmp_path, monkeypatch):
+def test_a_deleted_best_checkpoint_is_written_again(tmp_path, monkeypatch):
     errors = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr(Evaluator, "mse", lambda self: next(errors))
     train_tiny(tmp_path, tiny_config(1, "v4"))
     (tmp_path / BEST).unlink()
     train_tiny(tmp_path, tiny_config(2, "v4"))
-    assert loaded(tmp_path).best == loaded(tmp_path, BEST).best == {"epoch": 2, "mse": 0.2}
+    assert loaded(tmp_path).best == loaded(tmp_path, BEST).best == BestEpoch(2, 0.2)
 
 
-def test_what_was_not_written_any_more_is_made_from_the_checkpoint(tmp_path):
-    """As after a kill between the last checkpoint and the files that are made from it."""
+def test_missing_files_are_made_from_the_checkpoint(tmp_path):
+    """As after a kill between the last checkpoint and the files made from it."""
     train_tiny(tmp_path, tiny_config(2, "v4"))
     lines = (tmp_path / METRICS).read_text()
     for name in (METRICS, LOSS_CHART, PICTURES):
@@ -401,21 +404,21 @@ def test_what_was_not_written_any_more_is_made_from_the_checkpoint(tmp_path):
     assert (tmp_path / PICTURES).exists()
 
 
-def test_the_time_before_a_stop_counts(tmp_path):
+def test_the_time_before_a_stop_counts_towards_the_epoch(tmp_path):
     interrupted(tmp_path, tiny_config(1, "v4"), 2)
     stopped = loaded(tmp_path)
     assert stopped.epoch_seconds > 0
     save_checkpoint(replace(stopped, epoch_seconds=1000.0), tmp_path / LAST)
     train_tiny(tmp_path, tiny_config(1, "v4"))
-    assert 1000 < loaded(tmp_path).history[0]["epoch_s"] < 1100
+    assert 1000 < loaded(tmp_path).history[0].epoch_s < 1100
 
 
 def test_a_long_epoch_has_a_short_curve():
     losses = np.linspace(1, 0, 1000, dtype=np.float32)
-    curve = train._thinned(losses)
+    curve = train.thinned(losses)
     assert len(curve) == 32
     assert np.mean(curve) == pytest.approx(losses.mean(), rel=1e-2)
-    assert train._thinned(losses[:3]) == pytest.approx(losses[:3], rel=1e-5)
+    assert train.thinned(losses[:3]) == pytest.approx(losses[:3], rel=1e-5)
 
 
 def test_checkpoints_are_also_written_by_the_clock(tmp_path, monkeypatch):
@@ -423,7 +426,7 @@ def test_checkpoints_are_also_written_by_the_clock(tmp_path, monkeypatch):
     seen = []
 
     class Watch(Listener):
-        def step(self, moment):
+        def step(self, progress):
             seen.append((tmp_path / LAST).exists())
 
     train_tiny(tmp_path, replace(tiny_config(1, "v4"), checkpoint_steps=0), tiny_data(train=40), Watch())
@@ -439,8 +442,8 @@ def test_divergence_before_the_first_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_disk_that_fails_costs_nothing_that_was_written(tmp_path, monkeypatch, number):
-    """At every write of a run in turn: one error, and the checkpoints there are whole and can be resumed."""
+def test_a_failing_disk_leaves_the_checkpoints_intact(tmp_path, monkeypatch, number):
+    """Each write of a run in turn fails: one error, and the checkpoints are intact and can be resumed."""
     config = tiny_config(2)
     train_tiny(tmp_path / "whole", config)
     expected = loaded(tmp_path / "whole")
@@ -476,7 +479,7 @@ def test_a_disk_that_fails_costs_nothing_that_was_written(tmp_path, monkeypatch,
 
 
 def test_a_real_limit_on_the_size_of_files(tmp_path):
-    """The system itself refuses a write half-way: nothing is stubbed."""
+    """The system itself refuses a write half-way; nothing is replaced by a stub."""
     train_tiny(tmp_path, tiny_config(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     code = (
@@ -494,17 +497,17 @@ def test_a_real_limit_on_the_size_of_files(tmp_path):
         text=True,
         check=False,
     )
-    assert "File too large; last.safetensors there is of epoch 1, step 0" in done.stdout, done.stderr
+    assert "File too large; last.safetensors holds epoch 1, step 0" in done.stdout, done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_folder_taken_away_half_way(tmp_path):
+def test_a_folder_deleted_during_training(tmp_path):
     class TakeAway(Listener):
         def epoch(self, figures, **rest):
             shutil.rmtree(tmp_path / "run")
 
     with pytest.raises(
-        RunError, match=r"cannot write .*\.safetensors: No such file or directory; last.safetensors there is"
+        RunError, match=r"cannot write .*\.safetensors: No such file or directory; last.safetensors holds"
     ):
         train_tiny(tmp_path / "run", tiny_config(2), listener=TakeAway())
     assert list(tmp_path.iterdir()) == []
@@ -516,7 +519,7 @@ def test_signals_stop_between_steps():
     with train.stop_on_signals(lambda: asked.append(1)):
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked == [1]
-        assert signal.getsignal(signal.SIGINT) == before  # the second one is an ordinary one
+        assert signal.getsignal(signal.SIGINT) == before  # the second one acts as usual
     assert signal.getsignal(signal.SIGINT) == before
 
 
@@ -528,17 +531,17 @@ def test_memory_does_not_grow_over_fifty_epochs(tmp_path):
 
     class Watch(Listener):
         def epoch(self, figures, **rest):
-            if figures["epoch"] in (10, 30, 50):
+            if figures.epoch in (10, 30, 50):
                 gc.collect()
-                marks[figures["epoch"]] = (tracemalloc.get_traced_memory()[0], psutil.Process().memory_info().rss)
+                marks[figures.epoch] = (tracemalloc.get_traced_memory()[0], psutil.Process().memory_info().rss)
 
-    train_tiny(tmp_path / "first", tiny_config(2, "v4"))  # whatever is made once is made
+    train_tiny(tmp_path / "first", tiny_config(2, "v4"))  # allocates everything that is allocated once
     tracemalloc.start()
     try:
         train_tiny(tmp_path / "run", replace(tiny_config(50, "v4"), checkpoint_steps=0), listener=Watch())
     finally:
         tracemalloc.stop()
-    # What is kept of an epoch is its line of figures; a batch, an activation or a checkpoint would be far more.
+    # An epoch keeps only its figures; a batch, an activation or a checkpoint would be far larger.
     assert marks[50][0] - marks[10][0] < 40 * 3000
     assert marks[50][1] - marks[30][1] < 8e6
 
@@ -559,7 +562,7 @@ def events(folder):
 
 
 def marks(folder):
-    """The steps from which on TensorBoard is told to forget."""
+    """The steps from which on TensorBoard discards what it has."""
     return [event.step for event in events(folder) if event.session_log.status]
 
 
@@ -579,15 +582,15 @@ def test_scalars_for_tensorboard(tmp_path):
     train_tiny(tmp_path, config)
     found = scalars(tmp_path / "tensorboard")
     history = loaded(tmp_path).history
-    assert found["mse/train"] == {row["step"]: pytest.approx(row["train_mse"]) for row in history}
-    assert found["mse/held_out"] == {row["step"]: pytest.approx(row["held_out_mse"]) for row in history}
+    assert found["mse/train"] == {row.step: pytest.approx(row.train_mse) for row in history}
+    assert found["mse/held_out"] == {row.step: pytest.approx(row.held_out_mse) for row in history}
     assert found["psnr_db/train"].keys() == found["images_per_s"].keys() == {4, 8}
     assert list(found["loss/step"]) == list(range(1, 9))
 
 
 @pytest.fixture
-def taken_again(tmp_path):
-    """The scalars of a run that took steps 6 to 8 twice: a process was killed after them, without a checkpoint."""
+def repeated(tmp_path):
+    """The scalars of a run with steps 6 to 8 twice: a process was killed after them, before its checkpoint."""
     pytest.importorskip("tensorboardX")
     config = replace(tiny_config(2, "v4"), tensorboard=True)
     interrupted(tmp_path, config, 5)
@@ -598,22 +601,22 @@ def taken_again(tmp_path):
     return tmp_path / "tensorboard"
 
 
-def test_steps_that_were_taken_again_are_marked(taken_again):
-    """TensorBoard forgets what it has of the step of a mark and of all later ones."""
-    assert marks(taken_again) == [1, 6, 6]
-    assert [path.name for path in sorted(taken_again.iterdir())] == [
-        path.name for path in sorted(taken_again.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+def test_repeated_steps_are_marked(repeated):
+    """TensorBoard discards the step of a mark and all later ones."""
+    assert marks(repeated) == [1, 6, 6]
+    assert [path.name for path in sorted(repeated.iterdir())] == [
+        path.name for path in sorted(repeated.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     ]
 
 
-def test_tensorboard_itself_shows_each_step_once(taken_again):
+def test_tensorboard_itself_shows_each_step_once(repeated):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no TensorBoard")
-    found = accumulator.EventAccumulator(str(taken_again)).Reload()
+    found = accumulator.EventAccumulator(str(repeated)).Reload()
     assert [event.step for event in found.Scalars("loss/step")] == list(range(1, 9))
     assert [event.step for event in found.Scalars("mse/train")] == [4, 8]
 
 
-def test_a_full_disk_is_told_by_the_scalars_too(tmp_path, monkeypatch):
+def test_a_full_disk_while_writing_scalars(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     config = replace(tiny_config(2, "v4"), tensorboard=True)
 
@@ -633,23 +636,23 @@ def test_a_full_disk_is_told_by_the_scalars_too(tmp_path, monkeypatch):
         with pytest.raises(RunError, match=r"tensorboard: No space left on device; no checkpoint was written yet"):
             train_tiny(tmp_path / "later", config)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "tensorboard").write_text("somebody's")
+    (tmp_path / "other" / "tensorboard").write_text("another")
     with pytest.raises(RunError, match=r"cannot write .*tensorboard: File exists"):
         TrainingRun(config, tiny_data(), ARCHITECTURE, tmp_path / "other")
-    assert (tmp_path / "other" / "tensorboard").read_text() == "somebody's"
+    assert (tmp_path / "other" / "tensorboard").read_text() == "another"
 
 
-def test_the_data_knows_itself_again():
+def test_the_identity_of_pictures():
     data = tiny_data()
     again = TrainingData(data.train.copy(), data.held_out.copy(), "random", "again")
-    assert data.as_metadata() == again.as_metadata()
-    assert data.as_metadata() != TrainingData(data.train, None, "random", "").as_metadata()
-    same = np.full((9, 3, 4, 4), 7, np.uint8)  # the count alone tells these apart
-    digests = {TrainingData(same[:n], same[n:], "", "").as_metadata()["sha256"] for n in range(1, 9)}
+    assert data.identity() == again.identity()
+    assert data.identity() != TrainingData(data.train, None, "random", "").identity()
+    same = np.full((9, 3, 4, 4), 7, np.uint8)  # only the counts differ
+    digests = {TrainingData(same[:n], same[n:], "", "").identity().sha256 for n in range(1, 9)}
     assert len(digests) == 8
 
 
-def test_held_out_crops_are_of_the_other_part(tmp_path):
+def test_held_out_crops_come_from_the_other_part(tmp_path):
     data = load_training_data("photos", tmp_path, 20, None, 5)
     np.testing.assert_array_equal(data.train, labelled_crops(20, 5, "train")[0])
     np.testing.assert_array_equal(data.held_out, labelled_crops(4, 5, "test")[0])
@@ -666,8 +669,8 @@ def test_two_threads_resume_to_the_same_bits(tmp_path):
     assert_same_bits(loaded(tmp_path / "run"), loaded(tmp_path / "whole"))
 
 
-def test_a_folder_that_may_only_be_read(tmp_path):
-    """For real: without the right to write, and without the capabilities by which root has it all the same."""
+def test_a_read_only_folder(tmp_path):
+    """Without permission to write, and without the capabilities that let root write anywhere."""
     out = tmp_path / "run"
     train_tiny(out, tiny_config(1))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -675,7 +678,7 @@ def test_a_folder_that_may_only_be_read(tmp_path):
     command = [sys.executable, "-m", "tests.support.tiny_training", str(out), "2"]
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
-            pytest.skip("root may write anywhere, and there is no setpriv")
+            pytest.skip("root can write anywhere, and setpriv is missing")
         command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

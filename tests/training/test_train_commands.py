@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from bench import cli
-from bench.commands import training as train_commands
-from bench.commands.training import duration
+from bench.commands import probe as probe_module
 from bench.machine.devices import ROOT
+from bench.records.training import Requested
 from bench.training import features
 from bench.training.checkpoint import load_checkpoint, save_checkpoint
 from bench.training.folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
+from bench.views.words import duration
 from common import reference
 from common.architecture import autoencoder
 from common.dataset import labelled_crops, photo_crops
@@ -49,7 +50,7 @@ def convbench(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder that ``convbench train`` filled: two epochs of ten photo crops on V4."""
+    """A folder from ``convbench train``: two epochs of ten photo crops on V4."""
     out = tmp_path_factory.mktemp("trained") / "run"
     code = "from bench.cli import main; main()"
     options = ["--samples", "10", "--held-out", "5", "--batch-size", "4", "--epochs", "2"]
@@ -62,7 +63,7 @@ def trained(tmp_path_factory):
     return out, done
 
 
-def test_a_run_says_what_it_does(trained):
+def test_the_lines_and_files_of_a_run(trained):
     out, done = trained
     assert {path.name for path in out.iterdir()} == {BEST, LAST, METRICS, LOSS_CHART, PICTURES}
     lines = done.stdout.splitlines()
@@ -79,7 +80,7 @@ def test_a_run_says_what_it_does(trained):
         assert image.size == (2 * 5 * 34, 2 * 2 * 34)
 
 
-def test_it_is_taken_up_with_what_it_was_begun_with(trained, tmp_path, convbench):
+def test_a_resumed_run_keeps_its_settings_unless_they_are_given(trained, tmp_path, convbench):
     out = tmp_path / "run"
     out.mkdir()
     (out / LAST).write_bytes((trained[0] / LAST).read_bytes())
@@ -87,17 +88,17 @@ def test_it_is_taken_up_with_what_it_was_begun_with(trained, tmp_path, convbench
     options = ["--resume", "--out", out, "--device", "cpu", "--data", "photos"]
     code, printed, errors = convbench("train", *options, "--epochs", "3", "--backend", "v1", "--learning-rate", "0.002")
     assert (code, errors) == (0, "")
-    assert "resumed after 2 epochs and 0 steps, of v4 on the cpu" in printed
+    assert "resumed after 2 epochs and 0 steps of v4 on the cpu" in printed
     assert "now v1 on the cpu, fp32" in printed
     assert "equal within rounding, not bit for bit" in printed
     after = load_checkpoint(out / LAST, ARCHITECTURE)
     assert (after.batch_size, after.samples, after.data) == (before.batch_size, before.samples, before.data)
-    assert [(row["backend"], row["learning_rate"]) for row in after.history[1:]] == [("v4", 0.001), ("v1", 0.002)]
-    # Without --backend it stays with the one before; and there is nothing left to do.
+    assert [(row.backend, row.learning_rate) for row in after.history[1:]] == [("v4", 0.001), ("v1", 0.002)]
+    # Without --backend the run keeps its backend; and nothing is left to do.
     code, printed, _ = convbench("train", *options, "--epochs", "3")
     assert code == 0
     assert "on the same backend" in printed
-    assert "has 3 epochs already: nothing was left to train" in printed
+    assert "already has 3 epochs: nothing was left to train" in printed
 
 
 BAD = {
@@ -144,7 +145,7 @@ BAD = {
     "reconstruct too many": (["reconstruct", "file", "--out", "p.png", "--samples", "999"], ["999", "at most 256"]),
     "probe unknown features": (["probe", "GOOD", "--features", "some"], ["'some'", "pooled, whole"]),
     "probe without labels": (["probe", "GOOD", "--data", "file.npy"], ["file.npy has no labels"]),
-    "probe one picture": (["probe", "GOOD", "--samples", "1", "--data", "photos"], ["all of one class"]),
+    "probe one picture": (["probe", "GOOD", "--samples", "1", "--data", "photos"], ["all training pictures are of one class"]),
 }  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def test_bad_input(trained, tmp_path, monkeypatch, convbench, arguments, wanted)
     assert sorted(Path().rglob("*")) == before
 
 
-def test_a_run_is_not_begun_over_another(trained, convbench):
+def test_a_new_run_does_not_overwrite_another(trained, convbench):
     out, _ = trained
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for options in ([], ["--resume", "--seed", "1"], ["--resume", "--samples", "9"], ["--resume", "--held-out", "4"]):
@@ -174,7 +175,7 @@ def test_a_run_is_not_begun_over_another(trained, convbench):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_divergence_ends_with_1_and_one_line(tmp_path, convbench):
+def test_divergence_ends_in_exit_code_1_and_one_line(tmp_path, convbench):
     options = ["--device", "cpu", "--data", "photos", "--samples", "8", "--batch-size", "4", "--learning-rate", "1e20"]
     code, _, errors = convbench("train", "--out", tmp_path / "run", *options)
     assert code == 1
@@ -183,7 +184,7 @@ def test_divergence_ends_with_1_and_one_line(tmp_path, convbench):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_keeps_the_step_and_resume_goes_on(tmp_path):
+def test_ctrl_c_writes_a_checkpoint_to_resume_from(tmp_path):
     out = tmp_path / "run"
     options = ["--device=cpu", "--data=photos", "--samples=100000", "--held-out=4", "--batch-size=4", "--backend=v4"]
     with (tmp_path / "printed").open("w") as printed:
@@ -207,12 +208,12 @@ def test_ctrl_c_keeps_the_step_and_resume_goes_on(tmp_path):
     position = load_checkpoint(out / LAST, ARCHITECTURE).position
     assert position.epoch == 0
     assert position.step > 0
-    said = f"stopped after 0 epochs and {position.step} steps; {out / LAST} is of epoch 0, step {position.step}\n"
-    assert f"{said}convbench train --resume --out {out} goes on\n" in (tmp_path / "printed").read_text()
+    said = f"stopped after 0 epochs and {position.step} steps; {out / LAST} holds epoch 0, step {position.step}\n"
+    assert f"{said}convbench train --resume --out {out} continues the run\n" in (tmp_path / "printed").read_text()
 
 
-def test_latents_are_the_networks(trained, tmp_path, monkeypatch, convbench):
-    """8,192 values a picture in C, H, W order, the same from every version; the reference computes them too."""
+def test_latents_equal_those_of_the_reference(trained, tmp_path, monkeypatch, convbench):
+    """8,192 values a picture in C, H, W order, from every version."""
     monkeypatch.chdir(tmp_path)
     crops, _ = labelled_crops(6, 0, "test")
     parameters = load_checkpoint(trained[0] / BEST, ARCHITECTURE).parameters
@@ -233,8 +234,8 @@ def test_latents_are_the_networks(trained, tmp_path, monkeypatch, convbench):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v1.npy", "v4.npy"]
 
 
-def test_latents_are_never_in_memory_whole(tmp_path):
-    """Parts that would take 800 MB together are written within a few."""
+def test_latents_are_written_part_by_part(tmp_path):
+    """An array of 800 MB is written with less than 10 MB of memory."""
     import tracemalloc
 
     def parts():
@@ -253,9 +254,9 @@ def test_latents_are_never_in_memory_whole(tmp_path):
     assert (written[-1, -1], written[64, 0]) == (399, 1)
 
 
-def test_an_array_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_an_array_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
     path = tmp_path / "latents.npy"
-    with pytest.raises(RunError, match="was to have 5 rows and came to 3"):
+    with pytest.raises(RunError, match="needs 5 rows, but 3 were computed"):
         features.write_array(path, [np.zeros((3, 2))], (5, 2), "<f4")
 
     def full(handle):
@@ -289,7 +290,7 @@ def test_reconstructions(trained, tmp_path, monkeypatch, convbench):
 
 
 def accuracies(printed):
-    """By what they are of, in order."""
+    """Number of values and accuracy by the name of the features, in the table's order."""
     rows = [line.split() for line in printed.splitlines() if re.search(r"\d\.\d %", line)]
     rows = [row for row in rows if row[-2] == "to"]
     for row in rows:
@@ -298,8 +299,8 @@ def accuracies(printed):
 
 
 @pytest.mark.parametrize("kind", ["pooled", "whole"])
-def test_probe_sees_the_same_features_whichever_version_learned_them(trained, tmp_path, convbench, kind):
-    """V1 trained from the same weights on the same batches as V4; a network that learned nothing tells nothing."""
+def test_probe_finds_the_same_accuracy_whichever_version_trained(trained, tmp_path, convbench, kind):
+    """V1 trains from the same weights on the same batches as V4; latents of zeros hold nothing to learn."""
     begun = ["--samples", "10", "--held-out", "5", "--batch-size", "4", "--epochs", "2", "--data", "photos"]
     code, _, errors = convbench("train", "--out", tmp_path / "v1", "--device", "cpu", "--backend", "v1", *begun)
     assert (code, errors) == (0, "")
@@ -310,7 +311,7 @@ def test_probe_sees_the_same_features_whichever_version_learned_them(trained, tm
     files = [trained[0] / LAST, tmp_path / "v1" / LAST, tmp_path / "zeros"]
     code, printed, errors = convbench("probe", *files, *options)
     assert (code, errors) == (0, "")
-    assert f"{kind} latents: learns from 120 pictures, tested on 40" in printed
+    assert f"{kind} latents: trained on 120 pictures, tested on 40" in printed
     found = accuracies(printed)
     values = "128" if kind == "pooled" else "8,192"
     assert [count for count, _ in found.values()] == ["3,072", *[values] * 4]
@@ -320,33 +321,22 @@ def test_probe_sees_the_same_features_whichever_version_learned_them(trained, tm
     assert zero < 62
 
 
-def test_probe_is_tested_on_other_pictures(trained, convbench, monkeypatch):
-    """With labels drawn by lot there is nothing to learn, whatever was learned by heart."""
-    real = train_commands.load_labelled
+def test_probe_is_tested_on_pictures_that_it_was_not_trained_on(trained, convbench, monkeypatch):
+    """Random labels can be memorised but not predicted."""
+    real = probe_module.load_labelled
 
-    def by_lot(source, data_dir, split, count, seed):
+    def random_labels(source, data_dir, split, count, seed):
         images, labels = real(source, data_dir, split, count, seed)
         return images, np.random.default_rng(len(split)).integers(0, 2, len(labels)).astype(np.uint8)
 
-    monkeypatch.setattr(train_commands, "load_labelled", by_lot)
-    options = [
-        "--device",
-        "cpu",
-        "--data",
-        "photos",
-        "--samples",
-        "100",
-        "--test-samples",
-        "200",
-        "--features",
-        "whole",
-    ]
+    monkeypatch.setattr(probe_module, "load_labelled", random_labels)
+    options = ["--device=cpu", "--data=photos", "--samples=100", "--test-samples=200", "--features=whole"]
     code, printed, _ = convbench("probe", trained[0] / BEST, *options)
     assert code == 0
     assert all(35 < accuracy < 65 for _, accuracy in accuracies(printed).values())
 
 
-def test_a_run_is_taken_up_as_it_was_begun(tmp_path, convbench):
+def test_resume_needs_no_other_option(tmp_path, convbench):
     """Pictures, epochs, steps and threads are in the checkpoint: --resume and --out are enough, in any folder."""
     np.save(tmp_path / "p.npy", photo_crops(9, 0))
     out = tmp_path / "run"
@@ -354,10 +344,8 @@ def test_a_run_is_taken_up_as_it_was_begun(tmp_path, convbench):
     code, _, errors = convbench("train", "--out", out, "--device", "cpu", "--data", tmp_path / "p.npy", *begun)
     assert (code, errors) == (0, "")
     kept = load_checkpoint(out / LAST, ARCHITECTURE)
-    assert kept.asked == {
-        "epochs": 1, "checkpoint_steps": 1, "data": str(tmp_path / "p.npy"), "data_dir": str(Path("data").resolve()),
-    }  # fmt: skip
-    save_checkpoint(replace(kept, asked={**kept.asked, "epochs": 3}), out / LAST)  # as if it had been stopped
+    assert kept.asked == Requested(1, 1, str(tmp_path / "p.npy"), str(Path("data").resolve()))
+    save_checkpoint(replace(kept, asked=replace(kept.asked, epochs=3)), out / LAST)  # as if it had been stopped
     assert kept.device == "cpu"
     code, printed, errors = convbench("train", "--resume", "--out", out)
     assert (code, errors) == (0, "")
@@ -367,36 +355,36 @@ def test_a_run_is_taken_up_as_it_was_begun(tmp_path, convbench):
     assert load_checkpoint(out / LAST, ARCHITECTURE).position.epoch == 3
 
 
-def test_a_run_on_photographs_stays_there(trained, tmp_path, monkeypatch, convbench):
-    """It was begun where there was no CIFAR-10, and is taken up where there is."""
+def test_a_run_on_photographs_stays_on_photographs(trained, tmp_path, monkeypatch, convbench):
+    """The run began without CIFAR-10 and is resumed where CIFAR-10 is present."""
     monkeypatch.chdir(tmp_path)
     write_batches(Path("data"))
     Path("run").mkdir()
     kept = load_checkpoint(trained[0] / LAST, ARCHITECTURE)
-    assert kept.asked["data"] == "photos"
-    save_checkpoint(replace(kept, asked={**kept.asked, "data_dir": str(Path("data").resolve())}), Path("run") / LAST)
+    assert kept.asked.data == "photos"
+    save_checkpoint(replace(kept, asked=replace(kept.asked, data_dir=str(Path("data").resolve()))), Path("run") / LAST)
     code, printed, errors = convbench("train", "--resume", "--out", "run", "--epochs", "2")
     assert (code, errors) == (0, "")
     assert "photo crops" in printed
 
 
-def test_other_peoples_files_are_not_written_over(tmp_path, convbench):
+def test_foreign_files_are_not_overwritten(tmp_path, convbench):
     (tmp_path / "loss.png").write_text("mine")
     code, _, errors = convbench("train", "--out", tmp_path, "--data", "photos")
     assert (code, errors.count("\n")) == (2, 1)
-    assert "has loss.png already, which would be written over: choose another --out" in errors
+    assert "already has loss.png, which would be overwritten: choose another --out" in errors
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_last_checkpoint_that_is_gone_is_no_dead_end(trained, tmp_path, convbench):
+def test_without_a_last_checkpoint_the_best_one_is_suggested(trained, tmp_path, convbench):
     (tmp_path / BEST).write_bytes((trained[0] / BEST).read_bytes())
     code, _, errors = convbench("train", "--resume", "--out", tmp_path)
     assert code == 2
-    assert "best.safetensors (epoch 1) is sound: copied to last.safetensors it can be resumed" in errors
+    assert "best.safetensors (epoch 1) is intact: copy it to last.safetensors to resume from it" in errors
 
 
-def test_crops_to_learn_from_and_to_be_judged_by_share_no_pixel(monkeypatch):
-    """Photographs whose colour is the number of the column (a quarter of it) say where crops were cut."""
+def test_training_and_held_out_crops_share_no_pixel(monkeypatch):
+    """The colour of these photographs is a quarter of the column's number, so it shows where a crop comes from."""
     np.testing.assert_array_equal(labelled_crops(20, 3, "whole")[0], photo_crops(20, 3))
     columns = np.broadcast_to((np.arange(640) // 4).astype(np.uint8)[:, None], (427, 640, 3))
     found = type("Images", (), {"images": [columns, columns]})
@@ -415,7 +403,7 @@ def test_durations():
     ]  # fmt: skip
 
 
-def test_metadata_of_a_real_checkpoint_is_readable(trained):
+def test_the_metadata_of_a_checkpoint_is_json(trained):
     import safetensors
 
     with safetensors.safe_open(trained[0] / LAST, "numpy") as file:

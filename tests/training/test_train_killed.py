@@ -71,8 +71,8 @@ def test_killed_at_random_points(tmp_path):
     assert found.position == expected.position
     for name, value in expected.parameters.items():
         np.testing.assert_array_equal(found.parameters[name], value, err_msg=name)
-    assert [row["train_mse"] for row in found.history] == [row["train_mse"] for row in expected.history]
-    assert [row["held_out_mse"] for row in found.history] == [row["held_out_mse"] for row in expected.history]
+    assert [row.train_mse for row in found.history] == [row.train_mse for row in expected.history]
+    assert [row.held_out_mse for row in found.history] == [row.held_out_mse for row in expected.history]
     assert len((killed / METRICS).read_text().splitlines()) == 1 + EPOCHS
     assert not list(killed.glob(".*")), "drafts were left behind"
 

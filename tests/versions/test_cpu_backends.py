@@ -1,4 +1,4 @@
-"""Every version on the CPU: against the reference, in training, over shapes drawn at random."""
+"""Every version on the CPU: against the reference, in training, and on random shapes."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ each_version = pytest.mark.parametrize("name", names())
 
 @pytest.mark.parametrize("shape", [(0,), (3,), (2, 5, 7), (64, 3, 32, 32)])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int64])
-def test_buffers_begin_with_a_cache_line(shape, dtype):
+def test_buffers_are_aligned_to_cache_lines(shape, dtype):
     backend = find("v1").load("cpu")
     for _ in range(5):
         buffer = backend.empty(shape, dtype)
@@ -68,7 +68,7 @@ def test_any_shape(name, n, c, k, height, width):
 @each_version
 @pytest.mark.parametrize("shape", [(2, 131, 3, 3, 5), (1, 5, 130, 9, 2), (2, 129, 6, 2, 18)])
 def test_more_channels_than_a_block(name, shape):
-    """Hypothesis stays small; a version that blocks over channels or filters has a second block here, and a rest."""
+    """Hypothesis draws small sizes; here there are more channels or filters than a block has, and a remainder."""
     checks = convolution_checks(_loaded(name), shape, np.random.default_rng(7))
     assert [check for check in checks if not check.passed] == []
 
@@ -100,9 +100,9 @@ def test_a_step_allocates_nothing(name):
     trainer.run_epoch()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # Python's own small objects, and the seeded generator; the smallest buffer of the network has 24 KB.
+    # Python's own small objects and the random generator; the smallest buffer of the network has 24 KB.
     assert peak < 20_000
-    # What compiled code allocates is not Python's to see, so no compiled function may call the allocator.
+    # Python does not see what compiled code allocates, so no compiled function may call the allocator.
     for function in compiled_functions(backend):
         for signature in function.signatures:
             assert not ALLOCATION.search(function.inspect_llvm(signature)), function
@@ -120,7 +120,7 @@ def compiled_functions(backend):
 ALLOCATION = re.compile(r"call [^\n]*@NRT_(MemInfo_alloc|MemInfo_new_varsize|Allocate)")
 
 
-def test_an_allocation_would_be_seen():
+def test_an_allocation_is_detected():
     @numba.njit
     def careless(x):
         return (x + np.ones(x.size)).sum()
@@ -146,7 +146,7 @@ def test_kernels_compute_in_float32_only(name):
             assert not DOUBLE.search(function.inspect_asm(signature)), function
 
 
-def test_double_precision_would_be_seen():
+def test_double_precision_is_detected():
     @numba.njit
     def careless(x):
         for i in range(x.size):

@@ -1,7 +1,7 @@
-"""What the CPU kernels become and touch: machine code for AVX-512 whatever this processor is, and array bounds.
+"""Machine code of the CPU kernels for AVX-512, on any x86 processor, and their array bounds.
 
-A vector that finds no register goes to the stack. That costs time, and not the same time in every process, since the
-stack lies elsewhere in each.
+A vector that does not fit into registers is spilled to the stack. That costs time, and not the same time in every
+process, because the stack's alignment differs.
 """
 
 import platform
@@ -42,7 +42,7 @@ ZEN_4 = {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": "+avx512f,+avx512vl,+
 
 
 def inner_loops(assembly):
-    """The lines of each loop that has no other inside."""
+    """The lines of each innermost loop."""
     lines = assembly.splitlines()
     labels = {line.rstrip(":"): n for n, line in enumerate(lines) if re.match(r"\.LBB\w+:$", line)}
     for n, line in enumerate(lines):
@@ -53,7 +53,7 @@ def inner_loops(assembly):
             yield body
 
 
-def test_loops_are_told_from_what_is_around_them():
+def test_only_innermost_loops_are_found():
     code = "\n".join([".LBB0_1:", "\tmov", ".LBB0_2:", "\tadd", "\tjne\t.LBB0_2", "\tje\t.LBB0_1", "\tjmp\t.LBB0_9"])
     assert list(inner_loops(code)) == [["\tadd"]]
 
@@ -87,7 +87,7 @@ def test_vectors_stay_in_registers(version, function, signature, products):
 
 
 def test_kernels_stay_within_their_workspace():
-    """As plain Python, where an index beyond an array is an error, over memory that is NaN before."""
+    """Run as plain Python, where an index past an array's end is an error, on memory that is NaN before."""
     done = subprocess.run(
         [sys.executable, "-c", PLAIN],
         env=child_environment() | {"NUMBA_DISABLE_JIT": "1"},

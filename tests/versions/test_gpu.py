@@ -46,21 +46,21 @@ def test_ten_steps_at_full_width(name):
 @pytest.mark.parametrize("info", [info for info in REGISTRY if info.uses_gemm], ids=lambda info: info.name)
 def test_tf32_is_verified_and_is_not_float32(info):
     results = {}
-    for math in ("fp32", "tf32"):
-        backend = info.load("gpu", math=math)
+    for precision in ("fp32", "tf32"):
+        backend = info.load("gpu", precision=precision)
         assert [check for check in checks_at_full_size(backend) if not check.passed] == []
         rng = np.random.default_rng(0)
         x, w = (backend.upload(rng.standard_normal(shape, np.float32)) for shape in ((2, 8, 8, 8), (16, 8, 3, 3)))
         y, b = backend.upload(np.zeros((2, 16, 8, 8), np.float32)), backend.upload(np.zeros(16, np.float32))
         backend.conv2d_forward(x, w, b, y, False)
         backend.synchronize()
-        results[math] = backend.read(y)
+        results[precision] = backend.read(y)
     if device_status("gpu").name.startswith("NVIDIA H"):
         assert not np.array_equal(results["fp32"], results["tf32"])
 
 
 @each_version
-def test_two_runs_of_one_seed_are_the_same_run(name):
+def test_two_runs_with_one_seed_are_bitwise_equal(name):
     ends = []
     for _ in range(2):
         backend = find(name).load("gpu")
@@ -70,15 +70,15 @@ def test_two_runs_of_one_seed_are_the_same_run(name):
         trainer.run_epoch()
         trainer.run_epoch()
         ends.append((trainer.read_losses(), network.read_parameters()))
-    assert backend.deterministic, "its record says that it is not: this test is to be told"
+    assert backend.deterministic, "the backend says that it is not deterministic; skip it here"
     np.testing.assert_array_equal(ends[0][0], ends[1][0])
     for parameter, value in ends[0][1].items():
         np.testing.assert_array_equal(ends[1][1][parameter], value, err_msg=parameter)
 
 
 @each_version
-def test_training_goes_on_from_the_cpu_to_the_gpu(tmp_path, name):
-    """Begun on V1 on the CPU, stopped and resumed on the GPU, and once on the CPU alone."""
+def test_training_resumes_from_the_cpu_on_the_gpu(tmp_path, name):
+    """One run starts on V1 on the CPU and continues on the GPU; it must agree with one on the CPU alone."""
     train_tiny(tmp_path / "cpu", tiny_config(4, "v1"))
     expected = load_checkpoint(tmp_path / "cpu" / LAST, ARCHITECTURE)
     out = tmp_path / "mixed"

@@ -1,4 +1,4 @@
-"""V2's tiles and V3's strips on the GPU: sizes that fit, shares that fit the workspace, work that adds up."""
+"""V2's tiles and V3's strips on the GPU: sizes, shares that fit into the workspace, and the work of a step."""
 
 from math import prod
 
@@ -7,6 +7,7 @@ import pytest
 from common.architecture import Stage, autoencoder
 from common.backend import activation_shape
 from common.network import flat_offsets, parameter_shapes
+from common.operations import Operation
 from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, elementwise_work, halo_extent, taps_inside
 from versions.registry import REGISTRY, names
 from versions.v2_tiled_nhwc import plan as v2
@@ -22,7 +23,7 @@ def test_v2_convolution_tiles(tile):
     assert tile.columns % tile.thread_pixels == 0
     assert tile.filters % tile.thread_filters == tile.thread_filters % tile.vector == 0
     assert tile.thread_pixels * tile.thread_filters >= 16
-    # Eight channels an odd multiple of four floats apart, four pixels or filters each: all 32 banks.
+    # Eight channels at distances of an odd multiple of four floats, with four pixels or filters each, use all 32 banks.
     assert tile.plane % 8 == tile.bank % 8 == 4
     assert 4 * tile.chunk * (tile.plane + 9 * tile.bank) <= MOST_SHARED_BYTES
 
@@ -41,7 +42,7 @@ def test_v2_tiles_for_few_channels():
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_v2_chooses_tiles_that_are_not_mostly_idle(stage):
+def test_v2_tiles_have_no_idle_part_in_the_real_network(stage):
     c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
     for channels, filters in ((c, k), (k, c)):
         tile = v2.conv2d_tile(channels, filters, h, w)
@@ -55,7 +56,7 @@ def test_v2_chooses_tiles_that_are_not_mostly_idle(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_v3_chooses_strips_that_leave_no_thread_idle(stage):
+def test_v3_strips_leave_no_thread_idle_in_the_real_network(stage):
     c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
     for filters in (k, c):
         strip = v3.conv2d_strip(filters, h)
@@ -68,7 +69,7 @@ def test_v3_chooses_strips_that_leave_no_thread_idle(stage):
     assert 64 * w % v3.SIZES.warp == 0
 
 
-def test_v3_folds_its_sums_in_half():
+def test_v3_bias_threads_are_a_power_of_two():
     assert v3.SIZES.bias_threads & (v3.SIZES.bias_threads - 1) == 0
 
 
@@ -90,7 +91,7 @@ def test_the_workspace_holds_the_shares_of_every_smaller_batch(plan, batch_size)
 
 
 @pytest.mark.parametrize("info", REGISTRY, ids=names())
-def test_the_gpu_memory_stays_below_the_design_documents_budget(info):
+def test_gpu_memory_stays_below_300_mb(info):
     architecture = autoencoder()
     _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
     activations = sum(
@@ -103,13 +104,13 @@ def test_the_gpu_memory_stays_below_the_design_documents_budget(info):
 
 
 @pytest.mark.parametrize("info", REGISTRY, ids=names())
-def test_the_work_of_a_step_adds_up(info):
+def test_the_flops_of_all_kernels_are_those_of_a_training_step(info):
     architecture = autoencoder()
     work = info.gpu_work(architecture, 64)
-    # The convolutions alone: what sums, im2col and col2im add besides is small.
-    convolutions = [row for row in work if row.operation in ("forward", "backward data", "backward filter")]
+    # The convolutions only; second passes, im2col and col2im have few FLOPs, and the maximum leaves them out.
+    convolutions = (Operation.FORWARD, Operation.BACKWARD_DATA, Operation.BACKWARD_FILTER)
     main = {}
-    for row in convolutions:
+    for row in [row for row in work if row.operation in convolutions]:
         main[row.stage, row.operation] = max(main.get((row.stage, row.operation), 0), row.flops)
     assert sum(main.values()) == 64 * architecture.training_flops
     for row in work + elementwise_work(architecture, 64, info.layout, architecture.parameter_count):
@@ -118,9 +119,10 @@ def test_the_work_of_a_step_adds_up(info):
         assert row.bound_s == max(row.flops / CEILING_FLOP_PER_S, row.least_bytes / CEILING_BYTES_PER_S)
 
 
-def test_the_bound_names_its_ceiling():
-    assert KernelWork("s", "o", "k", flops=67 * 10**12, least_bytes=4, asked_bytes=4).bound_by == "FLOPs"
-    assert KernelWork("s", "o", "k", flops=67, least_bytes=4 * 10**12, asked_bytes=None).bound_by == "memory"
+def test_bound_by_names_the_ceiling():
+    kernel = "s", Operation.FORWARD, "k"
+    assert KernelWork(*kernel, flops=67 * 10**12, least_bytes=4, asked_bytes=4).bound_by == "FLOPs"
+    assert KernelWork(*kernel, flops=67, least_bytes=4 * 10**12, asked_bytes=None).bound_by == "memory"
 
 
 @pytest.mark.parametrize(("length", "tile"), [(1, 1), (1, 4), (7, 3), (8, 8), (32, 8), (5, 1)])
@@ -128,7 +130,7 @@ def test_halo_extent_counts_positions(length, tile):
     counted = 0
     for first in range(0, length, tile):
         counted += sum(0 <= position < length for position in range(first - 1, first + tile + 1))
-    # Where the last tile reaches past the end, what lies between is not read either.
+    # If the last tile reaches past the end, the positions there are not read either.
     assert halo_extent(length, tile) == counted
 
 

@@ -1,4 +1,4 @@
-"""The same network in PyTorch: an independent hand wrote that one."""
+"""The reference against PyTorch, an independent implementation of the same network."""
 
 import numpy as np
 import pytest

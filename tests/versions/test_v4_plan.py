@@ -1,4 +1,4 @@
-"""V4's workspace: bounded, in even parts, and allocated as planned."""
+"""V4's workspace: its bound, even parts of a batch, and that the plan is what is allocated."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def total_bytes(shapes):
 def test_the_gpu_workspace_stays_below_75_mb(batch_size):
     shapes = workspace(autoencoder(), batch_size, "gpu", 1)
     assert total_bytes(shapes) <= WORKSPACE_LIMIT_BYTES == 75_000_000
-    # And it is used: a whole picture of every stage fits, whatever the batch.
+    # It is not empty either: one picture of every stage fits for any batch size.
     assert all(shapes["columns"][0] >= floats_per_picture(stage) for stage in autoencoder().stages)
 
 
@@ -33,7 +33,7 @@ def test_the_cpu_allocates_what_is_planned():
     backend = find("v4").load("cpu")
     backend.prepare(autoencoder((8, 8), (6, 4)), 3)
     shapes = workspace(autoencoder((8, 8), (6, 4)), 3, "cpu", backend.threads)
-    assert [backend._columns.shape, backend._turned.shape, backend._partials.shape] == list(shapes.values())
+    assert [backend._columns.shape, backend._flipped.shape, backend._partials.shape] == list(shapes.values())
 
 
 @pytest.mark.parametrize(("batch_size", "at_once"), [(64, 64), (64, 63), (64, 20), (5, 2), (1, 9), (7, 1)])

@@ -1,5 +1,6 @@
-"""``convbench report``: what the page says, what it never does, and which files it is made from."""
+"""``convbench report``: the page's content, its safety, and the files it is made from."""
 
+import base64
 import json
 import re
 import sys
@@ -12,25 +13,34 @@ from bench import cli
 from bench.machine.devices import ROOT
 from bench.records.kernels import read_kernels
 from bench.views import page as report
-from bench.views.page import read_sources, render, write_report
-from bench.views.page_charts import checked_picture, largest_loss_difference, loss_figure
-from bench.views.page_words import date_words, summary_paragraphs
+from bench.views.charts import loss_figure
+from bench.views.page import KINDS, read_sources, render, write_report
+from bench.views.page_parts import largest_loss_difference
+from bench.views.page_words import summary_paragraphs
+from bench.views.pictures import checked_picture
+from bench.views.words import date
 from common.errors import UsageError
 from tests.support.results_files import (
     ENVIRONMENT,
     GPU,
+    NO_TIME,
     Page,
     kernel_row,
     kernels_file,
     layer_row,
     layers_file,
+    new_kernel_row,
+    new_kernels_file,
     png,
     row,
     run_file,
+    run_record,
     write,
 )
 
-HOSTILE = "<script>alert(1)</script>\"'>&amp;{{ 7 * 7 }}$\\frac$ \x00\x1b\u202e\ud800 漢字"
+HOSTILE = "<script>alert(1)</script>\"'>&amp;{{ 7 * 7 }}$\\frac$ \x00\x1b\u202e 漢字"
+RESULTS = sorted((ROOT / "results" / "runs").glob("*.json"))
+KNOWN = [path for path in RESULTS if json.loads(path.read_bytes()).get("schema") in KINDS]
 
 
 def page_of(folder, *files):
@@ -42,23 +52,33 @@ def page_of(folder, *files):
 
 def words_of(folder, *rows, **changes):
     (source,) = read_sources([write(folder, "run.json", run_file(*rows, **changes))])
-    return " ".join(summary_paragraphs(source.record)).replace("\u00a0", " ")
+    return " ".join(summary_paragraphs(source.record))
+
+
+def charts_of(page):
+    """The drawings of a page as SVG: in light and in dark colours, one after the other."""
+    return [base64.b64decode(chart.partition(",")[2]).decode() for chart in page.charts]
 
 
 def test_a_page_of_all_three_kinds(tmp_path):
-    files = [write(tmp_path, f"{i}.json", data) for i, data in enumerate((kernels_file(), layers_file(), run_file()))]
+    parts = (new_kernels_file(), layers_file(), run_file())
+    files = [write(tmp_path, f"{i}.json", data) for i, data in enumerate(parts)]
     out = tmp_path / "page.html"
     assert write_report(files, out) == out
     text = out.read_text(encoding="utf-8")
     page = Page(text)
     assert page.faults == []
-    wanted = ["Speedup", "Epoch time", "Results", "Loss", "Pictures before and after", "Layers", "Roofline", "Memory"]
-    wanted += ["Kernel resources", "Environment", "How it was measured", "Commands"]
+    wanted = ["Training epochs", "Results", "Loss", "Pictures before and after", "Layers", "Roofline", "Memory"]
+    wanted += ["Kernel resources", "Environment and settings", "How it was measured", "Commands"]
     assert [heading for heading in page.headings if heading in wanted] == wanted
     assert "The fastest of 3 versions is v4 example (NHWC)" in page.text
     assert "7 times as fast as v1 example (NHWC)" in page.text
     assert len(page.images) == 4  # originals and one a row
-    assert page.tags.count("svg") == 3 + 3 + 2  # three of the run, again for a narrow page, two of the layers
+    assert page.tags.count("picture") == 3 + 2  # three charts of the run, two of the layers
+    drawn = charts_of(page)
+    assert len(drawn) == 2 * 5
+    for title in ("Speedup over v1", "Epoch time", "mean squared error", "Time of a training step", "ceilings"):
+        assert sum(title in drawing for drawing in drawn) == 2
     assert "convbench run --out 'my results'" in page.text
     assert "overhead" in page.text
     assert "none spills" in page.text
@@ -70,14 +90,25 @@ def test_a_page_of_all_three_kinds(tmp_path):
     assert out.read_text(encoding="utf-8") == text  # neither the order nor the day matters
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "results" / "runs").glob("*c_??????????.json")), ids=lambda path: path.stem
-)
-def test_the_runs_of_the_repository(path):
+@pytest.mark.parametrize("path", KNOWN, ids=lambda path: path.stem)
+def test_every_results_file_of_the_repository_is_read_and_drawn(path):
     page = Page(render(read_sources([path])))
     assert page.faults == []
-    pictures = json.loads(path.read_text())["config"]["samples"]
-    assert f" versions is v4 im2col GEMM (NCHW): an epoch of {pictures:,} pictures" in page.text
+    data = json.loads(path.read_bytes())
+    if data["schema"].startswith("convbench-run"):
+        pictures = data["config"]["samples"]
+        assert f" versions is v4 im2col GEMM (NCHW): an epoch of {pictures:,} pictures" in page.text
+        assert len(page.charts) == 2 * 3
+    elif data["schema"].startswith("convbench-layers"):
+        assert len(page.charts) == 2 * 2
+    else:
+        assert "none spills" in page.text
+
+
+def test_every_kind_of_file_is_among_those_of_the_repository():
+    assert {json.loads(path.read_bytes())["schema"].partition("/")[0] for path in KNOWN} == {
+        schema.partition("/")[0] for schema in KINDS
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,8 +135,8 @@ def test_a_file_of_the_first_schema(tmp_path):
         for name in ("id", "peer", "reconstruction_png"):
             del old[name]
     page = page_of(tmp_path, data | {"schema": "convbench-run/1"})
-    assert "this file holds no pictures" in page.text
-    assert "Ceilings. Not measured" in page.text
+    assert "This file holds no pictures: not measured" in page.text
+    assert "Ceilings of the run file: not measured" in page.text
 
 
 # Words --------------------------------------------------------------------------------------------------------------
@@ -113,9 +144,7 @@ def test_a_file_of_the_first_schema(tmp_path):
 
 def test_few_epochs_have_no_interval(tmp_path):
     words = words_of(tmp_path, row("v1", 4.0, epochs=3), row("v2", 2.0, epochs=3))
-    assert (
-        "2 times as fast as v1 example (NHWC) with 4 s (3 epochs are too few for an interval, which takes 6)" in words
-    )
+    assert "2 times as fast as v1 example (NHWC) with 4 s (no interval: it needs 6 epochs)" in words
 
 
 def test_rows_that_cannot_be_told_apart_are_not_ranked(tmp_path):
@@ -128,36 +157,36 @@ def test_rows_that_cannot_be_told_apart_are_not_ranked(tmp_path):
 def test_against_the_fastest_form_of_a_peer(tmp_path):
     ours, eager, last = row("v4", 2.0), row("torch-eager", 4.0), row("torch-channels-last", 3.0)
     words = words_of(tmp_path, row("v1", 9.0), ours, eager, last)
-    assert "torch-channels-last example (NHWC), the fastest of 2 forms of it here, takes 3 s" in words
-    assert "v4 example (NHWC) is 1.5 times as fast (95 % interval: 1.5 to 1.5" in words
+    against = "Against torch-channels-last example (NHWC), the fastest of 2 peers, with 3 s an epoch, "
+    assert f"{against}it is 1.5 times as fast (95 % interval: 1.5-1.5" in words
     words = words_of(tmp_path, row("v4", 6.0), last)
-    assert "v4 example (NHWC) takes 2 times as long" in words
+    assert "Against torch-channels-last example (NHWC), with 3 s an epoch, it takes 2 times as long" in words
     assert "Only v4 example (NHWC) finished" in words
+    assert "this run cannot tell it apart" in words_of(tmp_path, row("v4", 3.0), last)
 
 
 def test_tf32_is_not_compared_with_float32(tmp_path):
-    rows = [row("v1", 9.0, device="gpu"), row("v2", 3.0, device="gpu"), row("v4", 1.0, device="gpu", math="tf32")]
+    rows = [row("v1", 9.0, device="gpu"), row("v2", 3.0, device="gpu"), row("v4", 1.0, device="gpu", precision="tf32")]
     words = words_of(tmp_path, *rows, environment=ENVIRONMENT | {"gpu": GPU})
     assert "The fastest of 2 versions in float32 is v2" in words
     assert "Only v4 example (NHWC), TF32 finished in TF32" in words
     assert "float32 and TF32 are not compared" in words
     assert "on the GPU of one machine (Example GPU)" in words
     page = page_of(tmp_path, run_file(*rows, environment=ENVIRONMENT | {"gpu": GPU}))
-    assert "not compared other arithmetic" in page.text
+    assert "is not compared: it ran on another device or in other arithmetic than v1" in page.text
     assert "convbench layers --device gpu" in page.text
 
 
 def test_rows_without_a_time_say_why(tmp_path):
-    failed = {"epoch_s": [], "first_epoch_s": None, "loss": [], "images_per_s": None, "peak_bytes": None}
-    bad = row("v2", 1.0, verified=False, reason="failed verification: conv2 is wrong", **failed)
+    bad = row("v2", 1.0, **NO_TIME)
     page = page_of(tmp_path, run_file(row("v1", 2.0), bad, interrupted=True, warnings=["the clock went down"]))
     assert "no time: failed verification: conv2 is wrong" in page.text
     assert "The run was interrupted" in page.text
     assert "the clock went down" in page.text
-    assert "nothing to compare" in page.text
+    assert "no other version to compare it with" in page.text
     page = page_of(tmp_path, run_file(bad))
     assert "No version finished" in page.text
-    assert page.tags.count("svg") == 0
+    assert page.charts == []
     assert "No row finished, so there is no curve" in page.text
 
 
@@ -165,7 +194,7 @@ def test_layers_without_a_time_say_why(tmp_path):
     suspicious = layer_row("v2", 0.1, reason="suspicious: 900 GFLOP/s")
     page = page_of(tmp_path, layers_file(suspicious))
     assert "no time: suspicious: 900 GFLOP/s" in page.text
-    assert page.tags.count("svg") == 0
+    assert page.charts == []
     other = layers_file(layer_row("v1", 0.002), suspicious)
     other["config"] = other["config"] | {"batch_size": 8}
     assert "is for batches of 64 and is not set against other sizes" in page_of(tmp_path, other).text
@@ -173,15 +202,15 @@ def test_layers_without_a_time_say_why(tmp_path):
 
 def test_kernels_that_break_a_rule(tmp_path):
     rows = [
-        kernel_row("a_kernel", target, **changes)
-        for target, changes in (("sm_80", {"spill_bytes": 24}), ("sm_90", {"registers": 200, "uses_float64": True}))
+        new_kernel_row("a_kernel", "sm_80", resources={"spill_bytes": 24}),
+        new_kernel_row("a_kernel", "sm_90", resources={"registers": 200, "uses_float64": True}),
+        new_kernel_row("b_kernel", "sm_80", refused=True),
     ]
-    rows.append({**kernel_row("b_kernel", "sm_80"), "refused": True})
-    page = page_of(tmp_path, kernels_file(*rows, faults=["v2: b_kernel is refused"]))
+    page = page_of(tmp_path, new_kernels_file(*rows, faults=["v2: b_kernel is refused"]))
     assert "1 of them spill" in page.text
     assert "spills 24" in page.text
     assert "(double precision)" in page.text
-    assert "1 compilations were refused" in page.text
+    assert "Refused compilations: 1" in page.text
     assert "v2: b_kernel is refused" in page.text
 
 
@@ -194,36 +223,30 @@ def test_machines_are_kept_apart(tmp_path):
     ]
     assert "Run 1: Example CPU, 4 threads, 2 January 2026, 03:04 UTC" in page.text
     assert "Run 2: Another CPU" in page.text
-    assert date_words("no date") == "no date"
+    assert date("no date") == "no date"
 
 
 # What must not happen -----------------------------------------------------------------------------------------------
 
-KEPT = ("schema", "math", "device", "backend", "id", "stage", "operation", "target", "targets", "purpose")
+KEPT = ("schema", "math", "device", "backend", "id", "stage", "operation", "operations", "target", "targets", "purpose")
 
 
 def poisoned(value, key=""):
-    """The value with every text in it hostile, but for those that others are found by, and pictures."""
+    """The value with every text in it hostile, except names that others refer to, and pictures."""
     if isinstance(value, dict):
-        return {
-            name if key in ("", "memory", "peak") or name in value else HOSTILE: poisoned(item, name)
-            for name, item in value.items()
-        }
+        return {name: poisoned(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [poisoned(item, key) for item in value]
     return HOSTILE if isinstance(value, str) and key not in KEPT else value
 
 
 def test_no_text_of_a_file_becomes_markup(tmp_path):
-    failed = row("v3", 1.0, verified=False, reason="x", epoch_s=[], first_epoch_s=None, loss=[])
-    run = run_file(row("v1", 2.0), row("v4", 1.0, id="v4#2"), failed, warnings=["x"])
+    run = run_file(row("v1", 2.0), row("v4", 1.0, id="v4#2"), row("v3", 1.0, **NO_TIME), warnings=["x"])
     layers = layers_file(layer_row("v1", 0.1), layer_row("v2", 0.1, reason="x"), warnings=["x"])
-    kernels = kernels_file(faults=["x"])
-    files = [poisoned(data) for data in (run, layers, kernels)]
+    files = [poisoned(data) for data in (run, layers, new_kernels_file(faults=["x"]))]
     for data in files:
-        data["environment"][HOSTILE] = {HOSTILE: [HOSTILE]}
+        data["environment"]["libraries"][HOSTILE] = HOSTILE
         data["notes"][HOSTILE] = HOSTILE
-        data["config"][HOSTILE] = HOSTILE
     paths = [tmp_path / f"<b>&{i}.json" for i in range(3)]
     for path, data in zip(paths, files, strict=True):
         path.write_text(json.dumps(data), encoding="utf-8")
@@ -231,6 +254,7 @@ def test_no_text_of_a_file_becomes_markup(tmp_path):
     page = Page(text)
     assert page.faults == []
     assert "<script" not in text
+    assert not any("<script" in drawing for drawing in charts_of(page))
     assert "{{ 7 * 7 }}" in page.text  # shown as it is written
     assert "<script>alert(1)</script>" in page.text
     assert not re.search("[\x00-\x08\x1b\u202e]", text)
@@ -272,7 +296,7 @@ def test_only_a_png_of_a_sensible_size_is_a_picture(text, shown):
 def test_bad_pictures_are_left_out(tmp_path):
     page = page_of(tmp_path, run_file(originals_png='"><script>alert(1)</script>'))
     assert page.images == []
-    assert "is no PNG of a sensible size" in page.text
+    assert "no PNG of a sensible size" in page.text
     page = page_of(tmp_path, run_file(row("v1", 2.0), row("v2", 1.0, reconstruction_png="AAAA")))
     assert len(page.images) == 2
     assert "no pictures that can be shown of v2 example (NHWC)" in page.text
@@ -282,7 +306,7 @@ BENCHMARKS = {"machine_info": {}, "benchmarks": [], "version": "5.3.1"}
 BAD_FILES = {
     "pytest-benchmark": (BENCHMARKS, ["pytest-benchmark", "convbench-run/2", "convbench-kernels/1"]),
     "another schema": ({"schema": "convbench-step/1"}, ["'convbench-step/1'", "convbench-run/1", "convbench-layers/1"]),
-    "a schema that is no text": ({"schema": ["a"]}, ["['a']", "convbench-run/2"]),
+    "a schema that is no text": ({"schema": ["a"]}, ["names no schema"]),
     "no schema": ({"rows": []}, ["names no schema"]),
     "a list": ([1], ["names no schema"]),
     "no rows": (run_file() | {"rows": []}, ["it has no rows"]),
@@ -292,7 +316,8 @@ BAD_FILES = {
                                                       "least_bytes": 1, "seconds": [1.0]}])),
         ["'dance'", "backward_filter"],
     ),
-    "a kernel without registers": (kernels_file({**kernel_row("k"), "registers": None}), ["registers", "of k"]),
+    "a kernel without registers": (kernels_file({**kernel_row("k"), "registers": None}), ["rows.0", "registers"]),
+    "half a character": (run_file(row("v1", 2.0, label="\ud800")), ["not a valid results file"]),
     "a number beyond all": (run_file(row("v1", 2.0, peak_bytes=10**400)), ["not a valid results file"]),
 }  # fmt: skip
 
@@ -369,42 +394,41 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
-def test_charts_take_the_colours_of_the_page(tmp_path):
-    text = render(read_sources([write(tmp_path, "run.json", run_file())]))
-    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(drawings) == 6
-    for drawing in drawings:
-        assert "#010203" not in drawing
-        assert "var(--ink)" in drawing
-        assert "font-family" not in drawing
-        for grey in re.findall(r"var\(--(grey-..)\)", drawing):
-            assert text.count(f"--{grey}: #") == 3  # light, dark and printed
+def test_charts_are_drawn_in_light_and_in_dark_colours(tmp_path):
+    light, dark = report.page_parts.LIGHT, report.page_parts.DARK
+    page = page_of(tmp_path, run_file(), layers_file())
+    drawn = charts_of(page)
+    assert len(drawn) == 10
+    for first, second in zip(drawn[0::2], drawn[1::2], strict=True):  # the dark one comes first, as a <source>
+        for drawing, colours, other in ((first, dark, light), (second, light, dark)):
+            assert colours["ink"] in drawing
+            assert colours["paper"] in drawing
+            assert other["ink"] not in drawing
+            assert other["paper"] not in drawing
+        assert re.findall(r"<text [^>]*>([^<]*)<", first) == re.findall(r"<text [^>]*>([^<]*)<", second)
 
 
-def test_loss_curves_are_told_apart(tmp_path):
+def test_loss_curves_are_told_apart():
     import matplotlib.pyplot as plt
 
-    (source,) = read_sources([write(tmp_path, "run.json", run_file())])
-    rows = source.record.rows
-    figure = loss_figure(rows)
+    record = run_record()
+    figure = loss_figure(record, record.rows)
     lines = figure.axes[0].lines
-    assert len({(line.get_linewidth(), line.get_linestyle(), line.get_marker()) for line in lines}) == len(rows)
+    assert len({(line.get_linewidth(), line.get_linestyle(), line.get_marker()) for line in lines}) == len(record.rows)
     plt.close(figure)
-    rows[1].loss[2] *= 1.5
-    difference = largest_loss_difference(rows)
-    assert (difference.epoch, difference.second.id) == (2, "v2")
-    assert difference.share == pytest.approx(0.5)
-    assert largest_loss_difference(rows[:1]) is None
+    record.rows[1].loss[2] *= 1.5
+    assert largest_loss_difference(record.rows) == pytest.approx(0.5)
+    assert largest_loss_difference(record.rows[:1]) is None
 
 
 def test_the_kernels_command_writes_a_file_for_the_page(tmp_path, monkeypatch, capsys):
     pytest.importorskip("numba_cuda")
-    from bench.kernels import launches as kernels
+    from bench.kernels import compiler, launches
     from versions.registry import find
 
-    uses = [use for use in kernels.merged_uses([find("v1")]) if use.name in ("sgd_kernel", "conv2d_forward_kernel")]
-    monkeypatch.setattr(kernels, "merged_uses", lambda infos: uses)
-    monkeypatch.setattr(kernels, "usable_cores", lambda: 1)
+    uses = [use for use in launches.merged_uses([find("v1")]) if use.name in ("sgd_kernel", "conv2d_forward_kernel")]
+    monkeypatch.setattr(launches, "merged_uses", lambda infos: uses)
+    monkeypatch.setattr(compiler, "usable_cores", lambda: 1)
     arguments = ["convbench", "kernels", "--backend", "v1", "--target", "sm_90", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
@@ -413,9 +437,11 @@ def test_the_kernels_command_writes_a_file_for_the_page(tmp_path, monkeypatch, c
     (path,) = (tmp_path / "runs").iterdir()
     assert f"results: {path}" in capsys.readouterr().out
     record = read_kernels(path)
-    assert {row["name"] for row in record["rows"]} == {"sgd_kernel", "conv2d_forward_kernel"}
-    assert all(row["registers"] <= row["stated_registers"] and row["versions"] == ["v1"] for row in record["rows"])
-    assert record["environment"]["command_line"] == arguments
+    assert {row.name for row in record.rows} == {"sgd_kernel", "conv2d_forward_kernel"}
+    for use in record.rows:
+        assert use.resources.registers <= use.resources.stated_registers
+        assert use.versions == ["v1"]
+    assert record.environment.command_line == arguments
     page = Page(render(read_sources([path])))
     assert page.faults == []
     assert "2 kernels, at batch 64, were compiled for sm_90: none spills" in page.text
@@ -424,7 +450,8 @@ def test_the_kernels_command_writes_a_file_for_the_page(tmp_path, monkeypatch, c
 def test_the_templates_are_shipped():
     with (ROOT / "pyproject.toml").open("rb") as file:
         data = tomllib.load(file)
-    patterns = data["tool"]["setuptools"]["package-data"]["bench"]
-    shipped = {path for pattern in patterns for path in (ROOT / "bench").glob(pattern)}
-    assert shipped == {path for path in (ROOT / "bench" / "templates").iterdir() if path.is_file()}
+    patterns = data["tool"]["setuptools"]["package-data"]["bench.views"]
+    views = ROOT / "bench" / "views"
+    shipped = {path for pattern in patterns for path in views.glob(pattern)}
+    assert shipped == {path for path in (views / "templates").iterdir() if path.is_file()}
     assert any(dependency.startswith("jinja2") for dependency in data["project"]["dependencies"])

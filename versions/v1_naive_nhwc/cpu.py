@@ -1,7 +1,7 @@
 """V1 on the CPU: plain nested loops over NHWC arrays, parallel over pictures and rows.
 
-The innermost loop is always over a contiguous axis. Sums may be reordered to fill vector registers; that is the only
-liberty the compiler gets.
+The innermost loop is always over a contiguous axis. The compiler may reorder sums to fill vector registers; apart from
+that it keeps the arithmetic as written.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def conv2d_forward_kernel(x, w, b, y, relu):
                     for s in range(max(0, 1 - v), min(S, W + 1 - v)):
                         for c in range(C):
                             total += x[n, h + r - 1, v + s - 1, c] * w[k, r, s, c]
-                # Written so that a NaN is not turned into zero.
+                # A NaN fails this comparison and stays a NaN.
                 y[n, h, v, k] = np.float32(0) if relu and total <= np.float32(0) else total
 
 

@@ -1,4 +1,4 @@
-"""V1 on the GPU: one thread per output value, every operand straight from global memory."""
+"""V1 on the GPU: one thread per output value, all operands read from global memory."""
 
 from math import prod
 
@@ -30,7 +30,7 @@ def conv2d_forward_kernel(x, w, b, y, relu):
                 if 0 <= row < H and 0 <= column < W:
                     for c in range(C):
                         total += x[n, row, column, c] * w[k, r, s, c]
-        # Written so that a NaN is not turned into zero.
+        # A NaN fails this comparison and stays a NaN.
         if relu and total <= np.float32(0):
             total = np.float32(0)
         y[n, h, v, k] = total
@@ -74,7 +74,7 @@ def conv2d_backward_filter_kernel(x, dy, dw):
         k = i // (C * S * R)
         total = np.float32(0)
         for n in range(N):
-            # A picture's sum first: short sums added together lose less than one long one.
+            # One sum per picture first: adding short sums has a smaller rounding error than one long sum.
             picture = np.float32(0)
             for h in range(max(0, 1 - r), min(H, H + 1 - r)):
                 for v in range(max(0, 1 - s), min(W, W + 1 - s)):

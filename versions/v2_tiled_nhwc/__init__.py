@@ -1,40 +1,43 @@
-"""V2, shared-memory tiled, NHWC: each value is fetched once a block and then used many times.
+"""V2, shared-memory tiled, NHWC: a block loads each value once and uses it many times.
 
-The idea: neighbouring outputs need the same inputs, and outputs of the same filter the same weights. So a block of
-threads computes a tile of pixels x filters together. It steps over the input channels; at each step it loads the tile's
-input with its halo and the tile's weights into shared memory, waits, and multiplies. Each thread keeps a small tile of
-outputs in registers, for the same reason once more: a value read from shared memory meets all of them.
+Idea: neighbouring outputs need the same inputs, and outputs of the same filter need the same weights. A block of
+threads therefore computes a tile of pixels x filters together. It steps over the input channels. At each step it loads
+the tile's input with its halo and the tile's weights into shared memory, waits at a barrier, and multiplies. Each
+thread keeps a small tile of outputs in registers: a value read from shared memory is used for several of them.
 
-What changed from V1: who reads from where. The layout and the multiplications are V1's; the operands come from shared
-memory and registers instead of global memory. Every gradient is tiled as well: backward data is the same kernel over
-filters turned by 180 degrees, backward filter has tiles of filters x channels x nine taps.
+What changed from V1: where operands are read from. Layout and multiplications are those of V1, but the operands come
+from shared memory and registers instead of global memory. The gradients are tiled too. Backward data is the same kernel
+over the flipped filters, that is, with each 3x3 window rotated by 180 degrees and K and C exchanged. Backward filter
+has tiles of filters x channels x nine taps.
 
-Layout: pictures (N, H, W, C), filters (K, R, S, C), as in V1: channels are contiguous, so threads that load a tile lie
-on neighbouring channels.
+Layout: pictures (N, H, W, C), filters (K, R, S, C), as in V1. Channels are contiguous, so threads that load a tile read
+neighbouring channels.
 
 Who owns what on the GPU (sizes in ``plan.py``):
 
 - Forward and backward data: a block owns 8x16 pixels x 64 filters, a thread 8 neighbouring pixels x 8 filters. On 8x8
-  pictures, where there would be too few blocks, 8x8 pixels x 32 filters and 4x4. With three input channels (conv1)
-  all of them are one step. With three outputs (conv5) a tile of filters would stand idle: a thread owns 8 pixels x all
-  three outputs x every eighth input channel, and the eight sums are added in shared memory, in order.
+  pictures there would be too few blocks; there a block owns 8x8 pixels x 32 filters and a thread 4 pixels x 4 filters.
+  With three input channels (conv1) there is a single step. With three outputs (conv5) most of a tile of filters would
+  be idle: there a thread owns 8 pixels x three outputs for every eighth input channel, and the eight partial sums are
+  added in shared memory, in a fixed order.
 - Backward filter: a block owns 64 filters x 16 channels and a share of the pixels, a thread 8 filters x 1 channel x 9
-  taps. With three channels on one side (conv1, conv5) a thread owns two channels of the other side, the three of this
-  one and 9 taps. The shares are added by a second kernel, always in the same order.
-- Backward bias: a block owns a share of the pixels, a thread one filter in it; added like the rest.
+  taps. If one side has three channels (conv1, conv5), a thread owns two channels of the other side x these three x 9
+  taps. A second kernel adds the shares in a fixed order.
+- Backward bias: a block owns a share of the pixels, a thread one filter in it. A second kernel adds the shares.
 
-Bytes moved: a block of the wide tile reads 180 pixels and 576 weights for every input channel, 3,024 bytes, and makes
-147,456 FLOPs of them: 49 FLOP a byte asked of global memory, where V1 has 0.25. Then 34 floats from shared memory feed
-192 multiply-adds, 0.18 each. ``convbench describe --backend v2 --device gpu`` prints this for every kernel.
+Bytes moved: for every input channel, a block of the wide tile reads 180 pixels and 576 weights, 3,024 bytes, and
+computes 147,456 FLOPs. That is 49 FLOP per byte requested from global memory; V1 has 0.25. From shared memory it reads
+34 floats for 192 multiply-adds, 0.18 each. ``convbench describe --backend v2 --device gpu`` prints this for every
+kernel.
 
-Shared memory is padded so that the lanes of a warp reach different banks while they load the tiles of the wide stages.
-Tiles are not double-buffered: with two buffers of eight channels a block would need more than the 48 KB it may declare,
-and with two of four channels each would be loaded in half the sectors and twice the barriers; the other blocks of a
-multiprocessor multiply while one loads.
+Shared memory is padded so that the lanes of a warp store to different banks while they load the tiles of the wide
+stages. Tiles are not double-buffered: two buffers of eight channels would exceed the 48 KB that a block may declare,
+and with two of four channels each load would use half of every 32-byte sector, with twice as many barriers. Instead,
+the other blocks of a multiprocessor compute while one loads.
 
-On the CPU the caches take shared memory's place and vector registers the threads' tile: a few rows of a picture and 128
-channels are copied, border and all, in the order in which the sums run, and filters are packed the same way. Register
-tiles pass over them: 4 pixels x 4 filters, or 3 x 8 in the filter gradient and where channels are few.
+On the CPU the caches replace shared memory, and vector registers replace the thread's tile. A few rows of a picture and
+128 channels are copied with their border, in the order of the sums, and filters are packed in the same order. Register
+tiles of 4 pixels x 4 filters pass over them, or of 3 x 8 in the filter gradient and where there are few channels.
 
 Run it: ``convbench run --backend v2``
 """
@@ -45,8 +48,8 @@ from versions.v2_tiled_nhwc.plan import gpu_work, gpu_workspace
 
 __all__ = ["gpu_work", "workspace"]
 
-# A block on the CPU: picture rows and input channels. A filter's run of 9 * 128 floats is 4.5 KB, and four of them and
-# the windows of four pixels share the L1 cache.
+# A block on the CPU: picture rows and input channels. One filter of 9 * 128 floats is 4.5 KB; the L1 cache holds four
+# of them and the windows of four pixels.
 CPU_ROWS = 4
 CPU_CHANNELS = 128
 
@@ -56,7 +59,7 @@ def workspace(architecture: Architecture, batch_size: int, device: Device, threa
     if device == "cpu":
         stages = architecture.stages
         widest = max(max(stage.in_channels, stage.out_channels) for stage in stages)
-        # Backward data runs the same kernels from the filters' side, so either side's channels must fit.
+        # Backward data runs the same kernels with C and K exchanged, so the channels of either side must fit.
         block = max(
             min(CPU_ROWS, stage.height) * (stage.width + 2) * 3 * min(CPU_CHANNELS, channels)
             for stage in stages

@@ -1,19 +1,19 @@
-"""V2 on the CPU: the GPU version's tiling, with the caches as shared memory and vector registers as the thread tile.
+"""V2 on the CPU: the tiling of the GPU version, with caches as shared memory and vector registers as the thread's tile.
 
-A block is a few rows of a picture and at most ``CHANNELS`` channels, copied once into a thread's scratch with its zero
-border, and in the order in which the sums will run: for each pixel column the three rows under the window, so that
-the 3x3 window of any pixel is one contiguous run of 9 * channels values. There is no branch on the border after that.
-Filters are packed into runs of the same order once a call. The block stays in the L2 cache while the filters pass
-over it, and the runs of a few filters stay in L1 while the pixels of the block pass over them.
+A block is a few rows of a picture and at most ``CHANNELS`` channels. It is copied once into a thread's scratch memory
+with its zero border, in the order of the sums: for each pixel column the three rows under the window, so that the 3x3
+window of any pixel is one contiguous run of 9 * channels values. After that there is no branch for the border. Filters
+are packed into runs of the same order once per call. The block stays in the L2 cache while all filters are applied to
+it, and a few filters stay in L1 while they are applied to all pixels of the block.
 
-Two register tiles do all the arithmetic, and each value that they load is used several times:
+Two register tiles do all the arithmetic and use each loaded value several times:
 
-- ``dot_tile``: 4 pixels x 4 filters, sixteen sums in vector registers running along the window. The convolution with
-  many channels, forward and, with the filters turned by 180 degrees, backward data.
-- ``add_products``: 3 rows of a result, to which 8 others are added times 3 x 8 factors held in registers. The filter
-  gradient (rows: filters; others: the windows of 8 pixels). With few channels a window is too short to fill vectors,
-  so they run along the filters instead: forward (rows: pixels; others: packed filters) and filter gradient (rows:
-  places in the window; others: the output gradients of 8 pixels).
+- ``dot_tile``: 4 pixels x 4 filters, sixteen sums in vector registers, vectors along the window. It is used for the
+  convolution with many channels, forward and, with flipped filters, backward data.
+- ``add_products``: adds 8 vectors, each times a factor, to each of 3 rows of the result; the 3 x 8 factors stay in
+  registers. It is used for the filter gradient (rows: filters; vectors: the windows of 8 pixels). With few channels a
+  window is too short to fill vectors, so vectors run along the filters instead, in forward (rows: pixels; vectors:
+  packed filters) and in the filter gradient (rows: positions in the window; vectors: output gradients of 8 pixels).
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ from versions.v2_tiled_nhwc import CPU_CHANNELS as CHANNELS
 from versions.v2_tiled_nhwc import CPU_ROWS as ROWS
 from versions.v2_tiled_nhwc import workspace
 
-# With at most this many channels a window (9 * C values) is short, and the vectors run along the filters.
+# With at most this many channels a window (9 * C values) is short, so vectors run along the filters.
 FEW_CHANNELS = 7
 
 
@@ -39,7 +39,7 @@ def fill_block(x, h0, rows, c0, channels, block):
         h, v, r = i // (3 * (W + 2)), i // 3 % (W + 2), i % 3
         target = block[i * channels :]
         inside = 1 <= v <= W and 1 <= h0 + h + r <= H
-        # The place to read is moved inside the picture, so that one loop does for both.
+        # The source is clamped to the picture, so that one loop serves both cases.
         source = x[min(max(h0 + h + r - 1, 0), H - 1), min(max(v - 1, 0), W - 1), c0:]
         for c in range(channels):
             target[c] = source[c] if inside else np.float32(0)
@@ -48,14 +48,14 @@ def fill_block(x, h0, rows, c0, channels, block):
 @njit(fastmath=SUM_MATH)
 def dot_tile(x, x_first, x_step, x_last, w, w_first, w_step, w_last, length, sums):
     # x, w flat: four runs of `length` in each  sums (16,): sums[4*p+k] = run p of x . run k of w
-    # Beyond the last run stands the last once more: its sums are computed and thrown away.
+    # Past the last run the last one is used again; its sums are not stored by the caller.
     xa, xb = x[x_first:], x[min(x_first + x_step, x_last) :]
     xc, xd = x[min(x_first + 2 * x_step, x_last) :], x[min(x_first + 3 * x_step, x_last) :]
     wa, wb = w[w_first:], w[min(w_first + w_step, w_last) :]
     wc, wd = w[min(w_first + 2 * w_step, w_last) :], w[min(w_first + 3 * w_step, w_last) :]
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
     s8 = s9 = s10 = s11 = s12 = s13 = s14 = s15 = np.float32(0)
-    # Nothing is stored in here, so the sixteen sums stay in registers: 16 multiply-adds for 8 loads.
+    # No stores in this loop, so the sixteen sums stay in registers: 16 multiply-adds for 8 loads.
     for i in range(length):
         x0, x1, x2, x3 = xa[i], xb[i], xc[i], xd[i]
         w0, w1, w2, w3 = wa[i], wb[i], wc[i], wd[i]
@@ -84,7 +84,7 @@ def dot_tile(x, x_first, x_step, x_last, w, w_first, w_step, w_last, length, sum
 @njit(fastmath=SUM_MATH)
 def add_products(a, x, first, step, last, length, rows):
     # a (24,)  x flat: eight runs of `length`  rows (3*length,): rows[i] += the sum over m of a[8*i+m] * run m of x
-    # Beyond the last run stands the last once more, with a factor of zero.
+    # Past the last run the last one is used again, with a factor of zero.
     x0, x1 = x[first:], x[min(first + step, last) :]
     x2, x3 = x[min(first + 2 * step, last) :], x[min(first + 3 * step, last) :]
     x4, x5 = x[min(first + 4 * step, last) :], x[min(first + 5 * step, last) :]
@@ -104,7 +104,7 @@ def add_products(a, x, first, step, last, length, rows):
         row_c[i] += (
             c0 * x0[i] + c1 * x1[i] + c2 * x2[i] + c3 * x3[i] + c4 * x4[i] + c5 * x5[i] + c6 * x6[i] + c7 * x7[i]
         )
-    # The factors are read again: kept until now, they would have taken registers from the vectors above.
+    # The factors are read again: kept until here, they would take registers from the vectors above.
     for i in range(whole, length):
         for k in range(3):
             f = a[8 * k :]
@@ -121,12 +121,12 @@ def add_products(a, x, first, step, last, length, rows):
 
 
 @njit
-def pack_filters(w, turn, across, packed):
-    # w (K,R,S,C)  packed, flat: for each block of channels (K,S,R,channels), a filter's run in the order of fill_block,
-    # or, `across` the filters, (S*R*C up to a multiple of eight, K)
-    # With `turn` the bank of the transposed convolution: K and C exchanged, windows turned by 180 degrees.
+def pack_filters(w, flip, across, packed):
+    # w (K,R,S,C)  packed, flat: for each block of channels (K,S,R,channels), each filter in the order of fill_block,
+    # or, with `across`, (S*R*C rounded up to a multiple of eight, K)
+    # With `flip` the filters of backward data: K and C exchanged, each window rotated by 180 degrees.
     K, R, S, C = w.shape
-    if turn:
+    if flip:
         K, C = C, K
     for k in range(K):
         for i in range(R * S):
@@ -137,7 +137,7 @@ def pack_filters(w, turn, across, packed):
                 place = TAPS * c0 * K + (k * TAPS + s * R + r) * channels + c - c0
                 if across:
                     place = ((s * R + r) * C + c) * K + k
-                packed[place] = w[c, R - 1 - r, S - 1 - s, k] if turn else w[k, r, s, c]
+                packed[place] = w[c, R - 1 - r, S - 1 - s, k] if flip else w[k, r, s, c]
     if across:
         for i in range(w.size, -(-TAPS * C // 8) * 8 * K):
             packed[i] = np.float32(0)
@@ -145,7 +145,7 @@ def pack_filters(w, turn, across, packed):
 
 @njit
 def forward_band(x, h0, w, b, y, relu, block, sums):
-    # x (H,W,C)  w packed  b (K,) or (0,)  y (H,W,K): rows h0 to h0 + ROWS of it are written
+    # x (H,W,C)  w packed  b (K,) or (0,)  y (H,W,K): writes its rows h0 to h0 + ROWS
     H, W, C = x.shape
     K = y.shape[2]
     rows = min(ROWS, H - h0)
@@ -167,7 +167,7 @@ def forward_band(x, h0, w, b, y, relu, block, sums):
                                 total += pixel[k + j]
                             elif b.size > 0:
                                 total += b[k + j]
-                            # Written so that a NaN is not turned into zero.
+                            # A NaN fails this comparison and stays a NaN.
                             if relu and c0 + channels == C and total <= np.float32(0):
                                 total = np.float32(0)
                             pixel[k + j] = total
@@ -175,7 +175,7 @@ def forward_band(x, h0, w, b, y, relu, block, sums):
 
 @njit
 def forward_band_few_channels(x, h0, w, b, y, relu, block, scratch):
-    # x (H,W,C)  w packed across  b (K,) or (0,)  y (H,W,K): rows h0 to h0 + ROWS of it are written
+    # x (H,W,C)  w packed across  b (K,) or (0,)  y (H,W,K): writes its rows h0 to h0 + ROWS
     H, W, C = x.shape
     K = y.shape[2]
     rows = min(ROWS, H - h0)
@@ -220,8 +220,8 @@ def conv2d_forward_kernel(x, w, b, y, relu, blocks, tiles):
 
 @njit
 def backward_filter_band(x, h0, dy, block, factors, gradient):
-    # x (H,W,C)  dy (H,W,K)  gradient, flat: what rows h0 to h0 + ROWS of dy add to it. Its order is that of packed
-    # filters, with K up to a multiple of three or, with few channels, across the filters
+    # x (H,W,C)  dy (H,W,K)  gradient, flat: rows h0 to h0 + ROWS of dy are added to it. Its order is that of packed
+    # filters, with K rounded up to a multiple of three or, with few channels, packed across
     H, W, C = x.shape
     K = dy.shape[2]
     few = C <= FEW_CHANNELS
@@ -230,7 +230,7 @@ def backward_filter_band(x, h0, dy, block, factors, gradient):
         channels = min(CHANNELS, C - c0)
         fill_block(x, h0, rows, c0, channels, block)
         step, run = 3 * channels, TAPS * channels
-        # Three rows of the gradient at a time: filters, or with few channels places in the window.
+        # Three rows of the gradient at a time: filters or, with few channels, positions in the window.
         count, length = (run, K) if few else (K, run)
         for j in range(0, count, 3):
             target = gradient[TAPS * c0 * (-(-K // 3) * 3) + j * length :]
@@ -277,7 +277,7 @@ def unpack_gradient(partials, dw):
                 place = TAPS * c0 * padded + (k * TAPS + s * R + r) * channels + c - c0
                 if C <= FEW_CHANNELS:
                     place = ((s * R + r) * C + c) * K + k
-                # In the order of the shares, whichever thread was done first.
+                # Always in the order of the threads.
                 total = np.float32(0)
                 for t in range(partials.shape[0]):
                     total += partials[t, place]
@@ -314,11 +314,11 @@ class TiledCpu(CpuBackend):
         self._partials = self.empty(shapes["filter gradient parts"])
 
     def conv2d_forward(self, x, w, b, y, relu):
-        self._convolve(x, w, b, y, relu, turn=False)
+        self._convolve(x, w, b, y, relu, flip=False)
 
     def conv2d_backward_data(self, dy, w, dx):
-        # dx is the convolution of dy with the filters turned and their channels exchanged.
-        self._convolve(dy, w, self._no_bias, dx, relu=False, turn=True)
+        # dx is the convolution of dy with the flipped filters.
+        self._convolve(dy, w, self._no_bias, dx, relu=False, flip=True)
 
     def conv2d_backward_filter(self, x, dy, dw):
         conv2d_backward_filter_kernel(x, dy, self._blocks, self._tiles, self._partials)
@@ -328,9 +328,9 @@ class TiledCpu(CpuBackend):
         conv2d_backward_bias_kernel(dy, self._tiles)
         add_partials(self._tiles, db)
 
-    def _convolve(self, source, w, b, target, relu, *, turn):
+    def _convolve(self, source, w, b, target, relu, *, flip):
         few = source.shape[3] <= FEW_CHANNELS
-        pack_filters(w, turn, few, self._packed)
+        pack_filters(w, flip, few, self._packed)
         conv2d_forward_kernel(source, self._packed, b, target, relu, self._blocks, self._tiles)
 
 

@@ -1,8 +1,8 @@
 """How V2 cuts the work on the GPU into tiles: sizes, launch shapes, workspace, and what they cost. No device code.
 
-While a tile is loaded, the lanes of a warp lie on eight neighbouring channels and four neighbouring pixels or filters.
-They store to different banks if the distance between two channels in shared memory is an odd multiple of four floats,
-which is what the padding is for. With other numbers of channels (conv1, conv5) some lanes still meet in a bank.
+While a tile is loaded, the lanes of a warp cover eight neighbouring channels and four neighbouring pixels or filters.
+They store to different banks if the distance between two channels in shared memory is an odd multiple of four floats;
+the padding makes it one. With other numbers of channels (conv1, conv5) some bank conflicts remain.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from common.architecture import Architecture, Stage
 from common.device import in_simulator
+from common.operations import Operation
 from common.work import KernelWork, bias_work, float_bytes, halo_extent, sum_work
+
+AT_ONCE = 4  # loads of a thread that are in flight together
 
 
 @dataclass(frozen=True)
@@ -21,21 +24,21 @@ class Tile:
     name: str
     rows: int
     columns: int
-    """Of pixels: of the output, or of dy for the gradient to the filters."""
+    """Rows and columns are pixels of the output, or of dy for the filter gradient."""
     filters: int
     """Output channels a block computes."""
     threads: int
     registers: int
-    """The bound its kernels state."""
+    """Most registers a thread; its kernels state this number."""
     chunk: int = 1
-    """Input channels a step, all of them in shared memory at once."""
+    """Input channels a step; all of them are in shared memory together."""
     channels: int = 1
-    """Input channels a block covers in the gradient to the filters."""
+    """Input channels a block covers in the filter gradient."""
     thread_pixels: int = 1
-    """Neighbouring pixels of a row that a thread works on together."""
+    """Neighbouring pixels of a row that a thread processes together."""
     thread_filters: int = 1
     vector: int = 1
-    """Neighbouring filters among a thread's: 4 can be one load, 1 spreads a warp's stores over whole sectors."""
+    """How many of a thread's filters are neighbours: 4 can be one load, 1 lets a warp store whole sectors."""
 
     @property
     def pitch(self) -> int:
@@ -62,7 +65,7 @@ class Tile:
         return n * -(-height // self.rows) * -(-width // self.columns)
 
     def halo_pixels_read(self, n: int, height: int, width: int) -> int:
-        """Pixels inside the picture that these tiles read, those of the halo by several."""
+        """Pixels inside the picture that all tiles read; a pixel in several halos counts several times."""
         return n * halo_extent(height, self.rows) * halo_extent(width, self.columns)
 
 
@@ -73,7 +76,7 @@ def padded(floats: int) -> int:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Every size that the launches and kernels are made from."""
+    """All sizes that kernels and launches use."""
 
     conv2d: dict[str, Tile]
     few_outputs: Tile
@@ -81,16 +84,16 @@ class Tiling:
     few_channels: Tile
     bias_threads: int
     blocks_wanted: int
-    """A sum is split into shares until there are about so many blocks: several a multiprocessor on a large card."""
+    """A sum is split into shares to get about this many blocks: several for each multiprocessor of a large card."""
 
 
 def by_name(*tiles: Tile) -> dict[str, Tile]:
-    """The tiles, found by their names."""
+    """The tiles by name."""
     return {tile.name: tile for tile in tiles}
 
 
-# 8x8 outputs a thread: 34 shared floats for 192 FMAs. Where a picture is 8x8 there would be too few blocks, so there a
-# thread takes 4x4. With three input channels all of them are one step, and stores decide.
+# 8x8 outputs a thread: 34 shared floats for 192 FMAs. On 8x8 pictures there would be too few blocks, so a thread takes
+# 4x4. With three input channels there is one step only, and stores limit the speed.
 FOR_GPU = Tiling(
     conv2d=by_name(
         Tile("wide", 8, 16, 64, 128, 128, chunk=8, thread_pixels=8, thread_filters=8, vector=4),
@@ -107,7 +110,7 @@ FOR_GPU = Tiling(
     blocks_wanted=512,
 )
 
-# The same code in small, since each simulated thread costs real time. As in the real sizes, the input tile of one kind
+# Small sizes for the same code, because simulating a thread is slow. As in the real sizes, the input tile of one kind
 # ends where the next channel's begins, the last load reaches past the tile, and sums are split unevenly.
 FOR_SIMULATOR = Tiling(
     conv2d=by_name(
@@ -138,7 +141,7 @@ def conv2d_tile(channels: int, filters: int, height: int, width: int) -> Tile:
 
 
 def filter_tile(channels: int, filters: int, height: int, width: int) -> Tile:
-    """The tile for the gradient to the filters."""
+    """The tile for the filter gradient."""
     if min(channels, filters) <= SIZES.few_channels.filters:
         return SIZES.few_channels
     return SIZES.filter[_fitting(SIZES.filter["small"], height, width)]
@@ -157,13 +160,13 @@ def filter_blocks(tile: Tile, channels: int, filters: int) -> int:
 
 
 def filter_shares(tile: Tile, n: int, height: int, width: int, channels: int, filters: int) -> int:
-    """Into how many shares the pixel tiles are split, each summed by blocks of its own."""
+    """Number of shares of the pixel tiles; separate blocks sum each share."""
     blocks = filter_blocks(tile, channels, filters)
     return max(1, min(tile.pixel_tiles(n, height, width), SIZES.blocks_wanted // blocks))
 
 
 def bias_shares(pixels: int) -> int:
-    """Into how many shares the pixels are split for the gradient to the biases."""
+    """Number of shares of the pixels in the bias gradient."""
     return max(1, min(pixels // SIZES.bias_threads, SIZES.blocks_wanted))
 
 
@@ -179,26 +182,26 @@ def gpu_workspace(architecture: Architecture, batch_size: int) -> dict[str, tupl
 
 
 def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
-    """Every convolution kernel of a training step on the GPU, from the tiles above."""
+    """Every convolution kernel of a training step on the GPU, computed from the tiles above."""
     work = []
     for i, stage in enumerate(architecture.stages):
         c, k = stage.in_channels, stage.out_channels
-        work.append(_conv2d_work(stage, "forward", c, k, batch_size))
-        if i > 0:  # nothing needs the gradient to the pictures themselves
-            work.append(_conv2d_work(stage, "backward data", k, c, batch_size))
+        work.append(_conv2d_work(stage, Operation.FORWARD, c, k, batch_size))
+        if i > 0:  # no operation needs the gradient of the pictures
+            work.append(_conv2d_work(stage, Operation.BACKWARD_DATA, k, c, batch_size))
         work += _filter_work(stage, batch_size)
         work += bias_work(stage, batch_size, bias_shares(batch_size * stage.height * stage.width))
     return work
 
 
-def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: int) -> KernelWork:
+def _conv2d_work(stage: Stage, operation: Operation, channels: int, filters: int, n: int) -> KernelWork:
     """Forward, or backward data with channels and filters exchanged."""
-    h, w = stage.height, stage.width
+    h, w, forward = stage.height, stage.width, operation is Operation.FORWARD
     tile = conv2d_tile(channels, filters, h, w)
     least = float_bytes((n, h, w, channels), (stage.weight_count,), (n, h, w, filters))
     few = tile is SIZES.few_outputs
     biases = 0
-    if operation == "forward":  # once for each output, or for each run of pixels that a thread owns
+    if forward:  # once for each output, or for each run of pixels that a thread owns
         biases = n * h * w if few else tile.pixel_tiles(n, h, w) * tile.rows * tile.columns // tile.thread_pixels
     asked = float_bytes(
         (tile.halo_pixels_read(n, h, w), channels, -(-filters // tile.filters)),
@@ -211,9 +214,9 @@ def _conv2d_work(stage: Stage, operation: str, channels: int, filters: int, n: i
     loads = tile.thread_pixels + 2 + 3 * outputs
     per_fma = loads / (3 * tile.thread_pixels * outputs)
     if few:
-        kernel = "few_outputs_kernel" if operation == "forward" else "turned_few_outputs_kernel"
+        kernel = "few_outputs_kernel" if forward else "flipped_few_outputs_kernel"
     else:
-        kernel = f"{'CONV2D' if operation == 'forward' else 'TURNED'}_KERNELS[{tile.name}]"
+        kernel = f"{'CONV2D' if forward else 'FLIPPED'}_KERNELS[{tile.name}]"
     return KernelWork(stage.name, operation, kernel, n * stage.flops, least, asked, per_fma)
 
 
@@ -239,6 +242,6 @@ def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
     least = float_bytes((pixels, c), (pixels, k), partials)
     asked = float_bytes(*operands, partials)
     return [
-        KernelWork(stage.name, "backward filter", kernel, n * stage.flops, least, asked, loads / fmas),
-        sum_work(stage, "backward filter", shares, stage.weight_count),
+        KernelWork(stage.name, Operation.BACKWARD_FILTER, kernel, n * stage.flops, least, asked, loads / fmas),
+        sum_work(stage, Operation.BACKWARD_FILTER, shares, stage.weight_count),
     ]

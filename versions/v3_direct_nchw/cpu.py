@@ -1,20 +1,20 @@
 """V3 on the CPU: direct convolution on planes, vectors along W, the nine taps of three filters unrolled.
 
-A picture is copied once into a thread's scratch, plane by plane, with rows of W + 1 values: one zero in front of each
-row is at the same time the right border of the row above. In that form a plane is one long line, tap (r, s) is a shift
-of it by r * (W+1) + s, and the whole plane is one loop without a branch, whose vectors are full however short a row
-is. What the loop computes at the place in front of each row and behind the last one is thrown away.
+A picture is copied once into a thread's scratch memory, plane by plane, in rows of W + 1 values: the zero in front of
+each row is also the right border of the row above. In this form a plane is one long line and tap (r, s) is a shift by
+r * (W+1) + s. The whole plane is one loop without branches, whose vectors are full even if rows are short. The values
+that the loop computes in front of each row and after the last row are not stored.
 
-Forward, and backward data with filters turned by 180 degrees: a thread holds the lines of three filters' outputs in L1
-and adds the channels to them one by one; the 27 weights of a channel stay in registers, and each shifted vector of x
-is used by three filters. With AVX-512, that is: the lines of outputs are whole vectors long, or a loop for the rest of
-them would keep the weights in registers once more, as single numbers. Vectors that find no register go to the stack,
-which lies elsewhere in every process: across two cache lines each is slow, and so were whole processes (Mytkowicz et
+Forward, and backward data with flipped filters: a thread keeps the output lines of three filters in L1 and adds the
+channels to them one by one. With AVX-512 the 27 weights of a channel stay in registers, and each shifted vector of x
+is used for three filters. The output lines are rounded up to whole vectors: a loop for the rest would keep the weights
+in registers a second time, as scalars. Vectors that do not fit into registers are spilled to the stack. Its alignment
+differs between processes; a vector that crosses a cache line is slow, and so whole processes were slow (Mytkowicz et
 al., "Producing Wrong Data Without Doing Anything Obviously Wrong!", 2009).
 
 Backward filter: the same nine shifts, multiplied by the output gradients of two filters and summed along the line into
-eighteen sums in vector registers. A thread takes whole pictures, and the filter gradients of the threads are added in
-order.
+eighteen sums in vector registers. A thread processes whole pictures; the filter gradients of the threads are added in
+the order of the threads.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from numba import njit, prange
 
 from common.architecture import TAPS, Architecture
 from common.cpu import CpuBackend
-from common.cpu_kernels import SUM_MATH, add_partials, turn_filters
+from common.cpu_kernels import SUM_MATH, add_partials, flip_filters
 from common.device import VECTOR
 from versions.v3_direct_nchw import workspace
 
@@ -30,7 +30,7 @@ from versions.v3_direct_nchw import workspace
 @njit
 def pad_picture(x, lines):
     # x (C,H,W)  lines (C,(H+2)*(W+1)+2), flat: rows of W+1, a zero in front of each, a row of zeros above and below,
-    # and two more zeros, on which the windows of the last places end
+    # and two more zeros for the windows of the last positions
     C, H, W = x.shape
     pitch = W + 1
     plane = (H + 2) * pitch + 2
@@ -48,7 +48,7 @@ def add_channels(lines, channels, plane, pitch, first, second, third, vectors, t
     # lines: padded planes, rows of `pitch`  first, second, third (channels*9,): the weights of three filters
     # totals (3,vectors*VECTOR), flat: totals[k,i] += the sum over c, r and s of filter k's [c,r,s] * line c's
     # [i + r*pitch + s]
-    length = vectors * VECTOR  # as a product, by which the compiler sees that no rest is left
+    length = vectors * VECTOR  # a product, so that the compiler sees that no remainder loop is needed
     first_total, second_total, third_total = totals[:length], totals[length : 2 * length], totals[2 * length :]
     for channel in range(channels):
         p, q, t = first[channel * TAPS :], second[channel * TAPS :], third[channel * TAPS :]
@@ -58,7 +58,7 @@ def add_channels(lines, channels, plane, pitch, first, second, third, vectors, t
         a = lines[channel * plane :]
         b, c = a[pitch:], a[2 * pitch :]
         for i in range(length):
-            # One x at a time: 27 weights, three sums and this x are 31 vectors, and AVX-512 has 32 registers.
+            # One x at a time: 27 weights, three sums and this x are 31 vectors; AVX-512 has 32 registers.
             x = a[i]
             y0, y1, y2 = first_total[i] + p0 * x, second_total[i] + q0 * x, third_total[i] + t0 * x
             x = a[i + 1]
@@ -82,7 +82,7 @@ def add_channels(lines, channels, plane, pitch, first, second, third, vectors, t
 
 @njit
 def forward_picture(x, w, b, y, relu, lines, scratch):
-    # x (C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (K,H,W)  lines: room for C padded planes and VECTOR more
+    # x (C,H,W)  w (K,C,R,S)  b (K,) or (0,)  y (K,H,W)  lines: C padded planes and VECTOR more floats
     C, H, W = x.shape
     K = y.shape[0]
     pitch = W + 1
@@ -92,7 +92,7 @@ def forward_picture(x, w, b, y, relu, lines, scratch):
     weights = w.reshape(w.size)
     totals = scratch[: 3 * length]
     for k in range(0, K, 3):
-        # Short of three filters the last is done again, and what comes of it is not stored.
+        # If fewer than three filters are left, the last one is computed again and not stored.
         first = weights[k * C * TAPS :]
         second = weights[min(k + 1, K - 1) * C * TAPS :]
         third = weights[min(k + 2, K - 1) * C * TAPS :]
@@ -105,7 +105,7 @@ def forward_picture(x, w, b, y, relu, lines, scratch):
             for h in range(H):
                 row, total = y[k + i, h], totals[i * length + h * pitch :]
                 for v in range(W):
-                    # Written so that a NaN is not turned into zero.
+                    # A NaN fails this comparison and stays a NaN.
                     row[v] = np.float32(0) if relu and total[v] <= np.float32(0) else total[v]
 
 
@@ -121,8 +121,8 @@ def conv2d_forward_kernel(x, w, b, y, relu, lines, scratch):
 
 @njit(fastmath=SUM_MATH)
 def add_tap_sums(lines, channels, pitch, dy, next_filter, length, dw, next_gradient):
-    # lines: padded planes, rows of `pitch`  dy (length,), once more `next_filter` further on, zero in front of rows
-    # dw (channels*9,), once more `next_gradient` further on: dw[k,c,r,s] += the sum over i of
+    # lines: padded planes, rows of `pitch`  dy (length,), zero after each row; the second filter's at `next_filter`
+    # dw (channels*9,), the second filter's at `next_gradient`: dw[k,c,r,s] += the sum over i of
     # dy[k,i] * line c[i + r*pitch + s]
     plane = length + 2 * pitch + 2
     first, second = dy, dy[next_filter:]
@@ -132,7 +132,7 @@ def add_tap_sums(lines, channels, pitch, dy, next_filter, length, dw, next_gradi
         sums = dw[channel * TAPS :]
         p0 = p1 = p2 = p3 = p4 = p5 = p6 = p7 = p8 = np.float32(0)
         q0 = q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = np.float32(0)
-        # Nothing is stored in here, so the eighteen sums stay in registers.
+        # No stores in this loop, so the eighteen sums stay in registers.
         for i in range(length):
             f, g = first[i], second[i]
             a0, a1, a2 = a[i], a[i + 1], a[i + 2]
@@ -180,7 +180,7 @@ def add_tap_sums(lines, channels, pitch, dy, next_filter, length, dw, next_gradi
 
 @njit
 def backward_filter_picture(x, dy, lines, gradients, dw):
-    # x (C,H,W)  dy (K,H,W)  dw (K*C*9 or more,): what this picture adds to it  lines: room for C padded planes
+    # x (C,H,W)  dy (K,H,W)  dw (K*C*9 or more,): this picture is added to it  lines: C padded planes
     C, H, W = x.shape
     K = dy.shape[0]
     pitch = W + 1
@@ -192,7 +192,7 @@ def backward_filter_picture(x, dy, lines, gradients, dw):
                 source, target = dy[k + i, h], gradients[i * length + h * pitch :]
                 for v in range(W):
                     target[v] = source[v]
-                # Where a row of x has its border; the zero keeps the sum free of it.
+                # The place of the border between two rows: a zero gradient adds nothing to the sum.
                 target[W] = np.float32(0)
         next_filter = length if k + 1 < K else 0
         next_gradient = C * TAPS if k + 1 < K else 0
@@ -218,7 +218,7 @@ def conv2d_backward_bias_kernel(dy, db):
     for k in prange(K):
         total = np.float32(0)
         for n in range(N):
-            # A plane's sum first: short sums added together lose less than one long one.
+            # One sum per plane first: adding short sums has a smaller rounding error than one long sum.
             values = dy[n, k].reshape(H * W)
             plane = np.float32(0)
             for i in range(H * W):
@@ -233,11 +233,11 @@ class DirectCpu(CpuBackend):
     layout = "NCHW"
 
     def prepare(self, architecture: Architecture, batch_size: int) -> None:
-        """Allocate turned filters and, for each thread, a padded picture, a few planes and a filter gradient."""
+        """Allocate flipped filters and, for each thread, a padded picture, output planes and a filter gradient."""
         super().prepare(architecture, batch_size)
         shapes = workspace(architecture, batch_size, "cpu", self.threads)
         self._no_bias = self.empty((0,))
-        self._turned = self.empty(shapes["turned filters"])
+        self._flipped = self.empty(shapes["flipped filters"])
         self._lines = self.empty(shapes["padded pictures"])
         self._scratch = self.empty(shapes["output planes"])
         self._partials = self.empty(shapes["filter gradient parts"])
@@ -246,11 +246,11 @@ class DirectCpu(CpuBackend):
         conv2d_forward_kernel(x, w, b, y, relu, self._lines, self._scratch)
 
     def conv2d_backward_data(self, dy, w, dx):
-        # dx is the convolution of dy with the filters turned and their channels exchanged.
+        # dx is the convolution of dy with the flipped filters.
         K, C, R, S = w.shape
-        turned = self._turned[: w.size].reshape(C, K, R, S)
-        turn_filters(w, turned)
-        conv2d_forward_kernel(dy, turned, self._no_bias, dx, False, self._lines, self._scratch)
+        flipped = self._flipped[: w.size].reshape(C, K, R, S)
+        flip_filters(w, flipped)
+        conv2d_forward_kernel(dy, flipped, self._no_bias, dx, False, self._lines, self._scratch)
 
     def conv2d_backward_filter(self, x, dy, dw):
         conv2d_backward_filter_kernel(x, dy, self._lines, self._scratch, self._partials)

@@ -1,24 +1,24 @@
-"""V3 on the GPU: planes read directly, lanes on neighbouring pixels, a strip of rows x filters in registers.
+"""V3 on the GPU: planes are read directly, neighbouring lanes own neighbouring pixels, strips stay in registers.
 
-Kernels are built by functions that take the strip's sizes, because register arrays need sizes that the compiler knows;
-``plan.py`` has the sizes and says which strip a stage gets. All kernels see flat arrays.
+Functions build the kernels for given strip sizes, because register arrays need sizes that are constant at compile time.
+``plan.py`` has the sizes and chooses the strip for each stage. All kernels take flat arrays.
 """
 
 import numpy as np
 from numba import cuda
 
 from common.gpu import GpuBackend
-from common.gpu_jit import ALIGNMENT, BLOCK_BITS, INDEX_BITS, THREAD_BITS, gpu_kernel, offset
+from common.gpu_jit import ALIGNMENT, BLOCK_BITS, INDEX_BITS, THREAD_BITS, gpu_kernel, unsigned
 from versions.v3_direct_nchw import plan
 
-AT_ONCE = 4  # loads of a thread that are under way together
+AT_ONCE = 4  # loads of a thread that are in flight together
 
 
-def make_conv2d_kernel(strip, turned):
-    """Forward, or with the filters ``turned`` backward data: a thread computes a strip of pixels for several filters.
+def make_conv2d_kernel(strip, flipped):
+    """Forward, or backward data if ``flipped``: a thread computes a strip of pixels for several filters.
 
-    Backward data is a convolution too, from dy to dx, with each window turned by 180 degrees and the roles of C and K
-    exchanged; so C here counts the channels that are read, and K those that are written.
+    Backward data is a convolution from dy to dx with flipped filters: each window is rotated by 180 degrees, and C and
+    K are exchanged. So C is the number of channels that the kernel reads, and K the number that it writes.
     """
     ROWS, FILTERS, CHUNK, THREADS = strip.rows, strip.filters, strip.chunk, strip.threads
     HALO_ROWS = ROWS + 2
@@ -29,7 +29,7 @@ def make_conv2d_kernel(strip, turned):
 
     @gpu_kernel(registers=strip.registers)
     def conv2d_kernel(x, w, b, y, N, H, W, C, K, has_bias, relu):
-        # x (N,C,H,W)  w (K,C,R,S), turned (C,K,R,S)  b (K,)  y (N,K,H,W), all flat
+        # x (N,C,H,W)  w (K,C,R,S), flipped (C,K,R,S)  b (K,)  y (N,K,H,W), all flat
         # grid (blocks of strips; groups of K)  block (strips: columns fastest, then groups of rows, then pictures)
         weights = cuda.shared.array(WEIGHTS, np.float32, ALIGNMENT)  # (channel, tap, filter)
         totals = cuda.local.array(TOTALS, np.float32)
@@ -42,33 +42,33 @@ def make_conv2d_kernel(strip, turned):
         top = strip_index // W % down * ROWS
         n = strip_index // (W * down)
         first_filter = (cuda.blockIdx.y & BLOCK_BITS) * FILTERS
-        # Rows of the strip and its halo down to the picture's last; none for threads past the last picture.
+        # Rows of the strip with its halo that are inside the picture; none for threads past the last picture.
         bottom = min(HALO_ROWS, H + 1 - top) if n < N else 0
         for j in range(FILTERS):
             total = np.float32(0)
             # The last group of filters can reach past K.
             if has_bias and first_filter + j < K:
-                total = b[offset(first_filter + j)]
+                total = b[unsigned(first_filter + j)]
             for p in range(ROWS):
                 totals[p * FILTERS + j] = total
         for first in range(0, C, CHUNK):
-            # Neighbouring threads on neighbouring weights: taps fastest, then whichever channel w has next to them.
+            # Neighbouring threads load neighbouring weights: taps fastest, then the next axis of w in memory.
             for begin in range(t, WEIGHTS, STEP):
                 for load in range(AT_ONCE):
                     i = (begin + load * THREADS) & INDEX_BITS
                     tap = i % 9
-                    c = i // BANK if turned else i // 9 % CHUNK
-                    k = i // 9 % FILTERS if turned else i // (9 * CHUNK)
+                    c = i // BANK if flipped else i // 9 % CHUNK
+                    k = i // 9 % FILTERS if flipped else i // (9 * CHUNK)
                     # The last load can reach past the group.
                     if i < WEIGHTS:
                         value = np.float32(0)
                         # Past the last channel or filter: zero.
                         if first + c < C and first_filter + k < K:
-                            if turned:
-                                value = w[offset(((first + c) * K + first_filter + k) * 9 + 8 - tap)]
+                            if flipped:
+                                value = w[unsigned(((first + c) * K + first_filter + k) * 9 + 8 - tap)]
                             else:
-                                value = w[offset(((first_filter + k) * C + first + c) * 9 + tap)]
-                        weights[offset((c * 9 + tap) * FILTERS + k)] = value
+                                value = w[unsigned(((first_filter + k) * C + first + c) * 9 + tap)]
+                        weights[unsigned((c * 9 + tap) * FILTERS + k)] = value
             # All threads read what each has loaded.
             cuda.syncthreads()
             for c in range(min(CHUNK, C - first)):
@@ -80,41 +80,41 @@ def make_conv2d_kernel(strip, turned):
                         value = np.float32(0)
                         # Outside the picture is padding: zero.
                         if i < inside and (i > 0 or top > 0):
-                            value = x[offset(above + i * W)]
+                            value = x[unsigned(above + i * W)]
                         column[i] = value
                     for r in range(3):
                         for j in range(FILTERS):
-                            taps[j] = weights[offset((c * 9 + r * 3 + s) * FILTERS + j)]
+                            taps[j] = weights[unsigned((c * 9 + r * 3 + s) * FILTERS + j)]
                         for p in range(ROWS):
                             for j in range(FILTERS):
                                 totals[p * FILTERS + j] += column[p + r] * taps[j]
             # No thread may load the next weights while another still reads these.
             cuda.syncthreads()
-        # Written so that a NaN is not turned into zero.
+        # A NaN fails this comparison and stays a NaN.
         if relu:
             for i in range(TOTALS):
                 if totals[i] <= np.float32(0):
                     totals[i] = np.float32(0)
         corner = ((n * K + first_filter) * H + top) * W + v
         plane = H * W
-        # Strips reach below the picture, blocks past the last picture, the last group of filters past K.
+        # Strips can reach below the picture, blocks past the last picture, and the last group of filters past K.
         rows = np.int32(bottom - 1)
         filters = np.int32(min(FILTERS, K - first_filter))
         for j in range(FILTERS):
             for p in range(ROWS):
                 if j < filters and p < rows:
-                    y[offset(corner + j * plane + p * W)] = totals[p * FILTERS + j]
+                    y[unsigned(corner + j * plane + p * W)] = totals[p * FILTERS + j]
 
     return conv2d_kernel
 
 
 def make_filter_kernel(strip):
-    """Backward filter: lanes on the columns of all pictures, warps on groups of channels, lanes added at the end."""
+    """Backward filter: lanes take columns of all pictures, warps groups of channels; lanes are added at the end."""
     ROWS, FILTERS, CHANNELS, THREADS = strip.rows, strip.filters, strip.channels, strip.threads
     WARP = plan.SIZES.warp
     WARPS = THREADS // WARP
     HALO_ROWS = ROWS + 2
-    OUTPUTS = CHANNELS * 9  # of a thread for one filter
+    OUTPUTS = CHANNELS * 9  # per thread and filter
     WINDOW, TOTALS = CHANNELS * HALO_ROWS * 3, FILTERS * OUTPUTS
     PITCH = TOTALS | 1  # odd, so that the lanes write to different banks
     SUMS = THREADS * PITCH
@@ -124,7 +124,7 @@ def make_filter_kernel(strip):
     @gpu_kernel(registers=strip.registers)
     def conv2d_backward_filter_kernel(x, dy, partials, N, H, W, C, K):
         # x (N,C,H,W)  dy (N,K,H,W)  partials (shares,K,C,R,S), all flat
-        # grid (groups of C, groups of K, shares of the columns)  block (lanes on columns, warps on channels)
+        # grid (groups of C, groups of K, shares of the columns)  block (lanes: columns, warps: channels)
         sums = cuda.shared.array(SUMS, np.float32)  # (thread, filter, channel, tap)
         totals = cuda.local.array(TOTALS, np.float32)
         window = cuda.local.array(WINDOW, np.float32)
@@ -153,7 +153,7 @@ def make_filter_kernel(strip):
                             value = np.float32(0)
                             # Outside the picture is padding, past the last channel nothing: zero.
                             if i < inside and (i > 0 or top > 0):
-                                value = x[offset(above + i * W)]
+                                value = x[unsigned(above + i * W)]
                             window[(c * HALO_ROWS + i) * 3 + s] = value
                 for p in range(ROWS):
                     corner = ((n * K + first_filter) * H + top + p) * W + v
@@ -162,7 +162,7 @@ def make_filter_kernel(strip):
                         value = np.float32(0)
                         # Past the picture's lower border or the last filter: zero.
                         if j < given:
-                            value = dy[offset(corner + j * H * W)]
+                            value = dy[unsigned(corner + j * H * W)]
                         gradients[j] = value
                     for c in range(CHANNELS):
                         for r in range(3):
@@ -171,8 +171,8 @@ def make_filter_kernel(strip):
                                 for j in range(FILTERS):
                                     totals[(j * CHANNELS + c) * 9 + r * 3 + s] += near * gradients[j]
         for i in range(TOTALS):
-            sums[offset(t * PITCH + i)] = totals[i]
-        # The sums of all lanes have to be there before they are added.
+            sums[unsigned(t * PITCH + i)] = totals[i]
+        # The sums of all lanes must be stored before they are added.
         cuda.syncthreads()
         for turn in range(ROUNDS):
             i = turn * THREADS + t
@@ -183,14 +183,14 @@ def make_filter_kernel(strip):
             if i < BLOCK_OUTPUTS and c < C and k < K:
                 total = np.float32(0)
                 for other in range(WARP):
-                    total += sums[offset((i // TOTALS * WARP + other) * PITCH + own)]
-                partials[offset(((share * K + k) * C + c) * 9 + own % 9)] = total
+                    total += sums[unsigned((i // TOTALS * WARP + other) * PITCH + own)]
+                partials[unsigned(((share * K + k) * C + c) * 9 + own % 9)] = total
 
     return conv2d_backward_filter_kernel
 
 
 def make_bias_kernel(threads):
-    """Backward bias: a block adds up one filter's planes, lanes on neighbouring pixels, then folds its sums in half."""
+    """Backward bias: a block sums one filter's planes, lanes on neighbouring pixels, then adds by repeated halving."""
     THREADS = threads
     LEVELS = THREADS.bit_length() - 1
 
@@ -205,22 +205,22 @@ def make_bias_kernel(threads):
         total = np.float32(0)
         for n in range(share * N // shares, (share + 1) * N // shares):
             for p in range(t, P, THREADS):
-                total += dy[offset((n * K + k) * P + p)]
-        sums[offset(t)] = total
+                total += dy[unsigned((n * K + k) * P + p)]
+        sums[unsigned(t)] = total
         for level in range(LEVELS):
             half = THREADS >> (level + 1)
-            # What the upper half holds has to be complete.
+            # The sums of the upper half must be complete.
             cuda.syncthreads()
             if t < half:
-                sums[offset(t)] += sums[offset(t + half)]
+                sums[unsigned(t)] += sums[unsigned(t + half)]
         if t == 0:
-            partials[offset(share * K + k)] = sums[0]
+            partials[unsigned(share * K + k)] = sums[0]
 
     return conv2d_backward_bias_kernel
 
 
 CONV2D_KERNELS = {name: make_conv2d_kernel(strip, False) for name, strip in plan.SIZES.conv2d.items()}
-TURNED_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.SIZES.conv2d.items()}
+FLIPPED_KERNELS = {name: make_conv2d_kernel(strip, True) for name, strip in plan.SIZES.conv2d.items()}
 FILTER_KERNELS = {name: make_filter_kernel(strip) for name, strip in plan.SIZES.filter.items()}
 conv2d_backward_bias_kernel = make_bias_kernel(plan.SIZES.bias_threads)
 
@@ -231,7 +231,7 @@ class DirectGpu(GpuBackend):
     layout = "NCHW"
 
     def prepare(self, architecture, batch_size):
-        """Allocate the partial sums of the gradients to filters and biases."""
+        """Allocate the partial sums of the filter and bias gradients."""
         super().prepare(architecture, batch_size)
         shapes = plan.gpu_workspace(architecture, batch_size)
         self._partial_gradients = self.empty(shapes["partial gradients"])
@@ -240,7 +240,7 @@ class DirectGpu(GpuBackend):
         self._convolve(CONV2D_KERNELS, x, w, b, y, relu)
 
     def conv2d_backward_data(self, dy, w, dx):
-        self._convolve(TURNED_KERNELS, dy, w, None, dx, False)
+        self._convolve(FLIPPED_KERNELS, dy, w, None, dx, False)
 
     def _convolve(self, kernels, x, w, b, y, relu):
         (N, C, H, W), K = x.shape, y.shape[1]

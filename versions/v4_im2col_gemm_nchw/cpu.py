@@ -1,9 +1,9 @@
-"""V4 on the CPU: each thread unfolds one picture at a time and hands it to single-threaded BLAS.
+"""V4 on the CPU: each thread unfolds one picture at a time and passes it to single-threaded BLAS.
 
-Whole-batch products would stream hundreds of megabytes of columns through memory; a picture's columns (at most about
-a megabyte in this network) are used while they are still in the core's cache. The product is BLAS's sgemm, called
-from inside the parallel loop through the function pointer that SciPy exports, because that form can accumulate
-(beta = 1) into a thread's own filter gradient without a temporary.
+Products over the whole batch would stream hundreds of megabytes of columns through memory. The columns of one picture,
+at most about a megabyte in this network, are used while they are still in the core's cache. The product is BLAS's
+sgemm, called inside the parallel loop through the function pointer that SciPy exports: with beta = 1 it accumulates
+into a thread's own filter gradient without a temporary.
 """
 
 import ctypes
@@ -13,9 +13,9 @@ from numba import njit, prange
 from numba.extending import get_cython_function_address
 
 from common.architecture import Architecture
-from common.backend import Math
+from common.backend import Precision
 from common.cpu import CpuBackend
-from common.cpu_kernels import SUM_MATH, add_partials, turn_filters
+from common.cpu_kernels import SUM_MATH, add_partials, flip_filters
 from versions.v4_im2col_gemm_nchw import workspace
 
 _sgemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(
@@ -27,12 +27,12 @@ NO, YES = np.uint8(ord("N")), np.uint8(ord("T"))
 class Product:
     """The constant arguments of one sgemm: c (m, n) = op(a) . op(b) + beta * c, all row-major and contiguous.
 
-    BLAS takes every argument by address and thinks in column-major order, in which a row-major matrix is its own
-    transpose: c^T = op(b)^T . op(a)^T. So b goes first and m and n change places.
+    BLAS takes every argument by address and is column-major: it sees a row-major matrix as its transpose, and
+    c^T = op(b)^T . op(a)^T. So b goes first, and m and n are exchanged.
     """
 
     def __init__(self, m: int, n: int, k: int, *, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
-        """Fix the shapes; a is (m, k) or, transposed, (k, m), and b is (k, n) or (n, k)."""
+        """Set the shapes: a is (m, k) or, transposed, (k, m); b is (k, n) or, transposed, (n, k)."""
         lda, ldb = (m if transpose_a else k), (k if transpose_b else n)
         self.letters = np.array([YES if transpose_b else NO, YES if transpose_a else NO])
         self.integers = np.array([n, m, k, ldb, lda, n], np.int32)
@@ -40,7 +40,7 @@ class Product:
 
     @property
     def arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the kernels pass on to ``gemm``."""
+        """The arguments that the kernels pass to ``gemm``."""
         return self.letters, self.integers, self.scalars
 
 
@@ -74,7 +74,7 @@ def im2col(x, columns):
         for r in range(3):
             for s in range(3):
                 row = columns[(c * 3 + r) * 3 + s]
-                # A shift by (r-1, s-1) is one by `shift` in the flat plane; what wraps around a side is zeroed below.
+                # Tap (r, s) shifts the flat plane by `shift`; values that wrap around a side are zeroed below.
                 shift = (r - 1) * W + s - 1
                 first, last = max(0, -shift), min(P, P - shift)
                 source = plane[c, first + shift : last + shift]
@@ -93,7 +93,7 @@ def im2col(x, columns):
 
 @njit
 def col2im(columns, bias, relu, out):
-    # columns (K*9, H*W), spoiled  bias (K,) or (0,)  out (K,H,W): the transpose of im2col, then bias and ReLU
+    # columns (K*9, H*W), overwritten  bias (K,) or (0,)  out (K,H,W): the transpose of im2col, then bias and ReLU
     K, H, W = out.shape
     P = H * W
     planes = out.reshape(K, P)
@@ -111,7 +111,7 @@ def col2im(columns, bias, relu, out):
                     continue
                 row = columns[(k * 3 + r) * 3 + s]
                 if s != 1:
-                    # These fell outside the picture and must not wrap into its neighbouring row.
+                    # These values are outside the picture and must not wrap into the neighbouring row.
                     side = 0 if s == 0 else W - 1
                     for h in range(H):
                         row[h * W + side] = 0
@@ -123,7 +123,7 @@ def col2im(columns, bias, relu, out):
                     target[i] += source[i]
         if relu:
             for i in range(P):
-                # Written so that a NaN is not turned into zero.
+                # A NaN fails this comparison and stays a NaN.
                 plane[i] = zero if plane[i] <= zero else plane[i]
 
 
@@ -186,7 +186,7 @@ def conv2d_backward_bias_kernel(dy, db):
     for k in prange(K):
         total = np.float32(0)
         for n in range(N):
-            # A plane's sum first: short sums added together lose less than one long one.
+            # One sum per plane first: adding short sums has a smaller rounding error than one long sum.
             plane = np.float32(0)
             for h in range(H):
                 for w in range(W):
@@ -200,52 +200,52 @@ class Im2colGemmCpu(CpuBackend):
 
     layout = "NCHW"
 
-    def __init__(self, *, math: Math = "fp32", threads: int | None = None) -> None:
+    def __init__(self, *, precision: Precision = "fp32", threads: int | None = None) -> None:
         """See CpuBackend."""
-        super().__init__(math=math, threads=threads)
+        super().__init__(precision=precision, threads=threads)
         self._no_bias = np.empty(0, np.float32)
         self._products: dict[tuple, tuple] = {}
 
     def prepare(self, architecture: Architecture, batch_size: int) -> None:
-        """Allocate a column matrix and a partial filter gradient for each thread."""
+        """Allocate the flipped filters and, for each thread, a column matrix and a partial filter gradient."""
         super().prepare(architecture, batch_size)
         shapes = workspace(architecture, batch_size, "cpu", self.threads)
         self._columns = self.empty(shapes["columns"])
-        self._turned = self.empty(shapes["turned filters"])
+        self._flipped = self.empty(shapes["flipped filters"])
         self._partials = self.empty(shapes["filter gradient parts"])
 
     def conv2d_forward(self, x, w, b, y, relu):
         self._convolve(x, w, b, y, relu)
 
     def conv2d_backward_data(self, dy, w, dx):
-        # dx is the convolution of dy with the filters turned and their channels exchanged.
+        # dx is the convolution of dy with the flipped filters.
         self._convolve(dy, w, self._no_bias, dx, relu=False, transposed=True)
 
     def conv2d_backward_filter(self, x, dy, dw):
-        turn = x.shape[1] > dy.shape[1]
-        narrow, wide = (dy, x) if turn else (x, dy)
+        flip = x.shape[1] > dy.shape[1]
+        narrow, wide = (dy, x) if flip else (x, dy)
         rows, columns = wide.shape[1], 9 * narrow.shape[1]
-        gradient = (self._turned[: dw.size] if turn else dw).reshape(rows, columns)
+        gradient = (self._flipped[: dw.size] if flip else dw).reshape(rows, columns)
         positions = x.shape[2] * x.shape[3]
         product = self._product(rows, columns, positions, transpose_b=True, accumulate=True)
         filter_gradient_kernel(product, narrow, wide, self._columns, self._partials)
         add_partials(self._partials, gradient.reshape(gradient.size))
-        if turn:
-            turn_filters(gradient.reshape(rows, narrow.shape[1], 3, 3), dw.reshape(narrow.shape[1], -1))
+        if flip:
+            flip_filters(gradient.reshape(rows, narrow.shape[1], 3, 3), dw.reshape(narrow.shape[1], -1))
 
     def conv2d_backward_bias(self, dy, db):
         conv2d_backward_bias_kernel(dy, db)
 
     def _convolve(self, source, w, b, target, relu, *, transposed=False):
-        """Convolve source (N,C,H,W) into target (N,K,H,W) with w (K,C,3,3), or, transposed, with w (C,K,3,3) turned."""
+        """Convolve source (N,C,H,W) into target (N,K,H,W) with w (K,C,3,3), or flipped w (C,K,3,3) if transposed."""
         C, K = source.shape[1], target.shape[1]
         positions = source.shape[2] * source.shape[3]
         unfold_source = C < K or (C == K and not transposed)
-        # Unfolding the source wants w as (K, C*9); folding the target wants it as (C, K*9). The bank that is not
-        # stored that way is turned.
+        # Unfolding the source needs w as (K, C*9), folding the target needs it as (C, K*9). If w is stored the other
+        # way, it is flipped.
         if unfold_source == transposed:
-            bank = self._turned[: w.size].reshape(w.shape[1], -1)
-            turn_filters(w, bank)
+            bank = self._flipped[: w.size].reshape(w.shape[1], -1)
+            flip_filters(w, bank)
         else:
             bank = w.reshape(w.shape[0], -1)
         if unfold_source:

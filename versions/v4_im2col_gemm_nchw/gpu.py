@@ -1,10 +1,10 @@
 """V4 on the GPU: unfold a part of the batch, one cuBLAS product for the part, fold.
 
-Forward and backward data keep a column matrix per picture, (n, rows, positions), so that the product reads and writes
-plain NCHW pictures: one strided-batched GEMM a part, with the filters shared by stride 0. The filter gradient sums over
-pictures too, so there the columns of all pictures of a part lie side by side, (rows, n * positions), with the other
-side's pictures repacked alike, and one plain GEMM sums over everything; later parts are added to the first. The bias
-gradient is two products with ones, the first over positions, the second over pictures.
+Forward and backward data have a column matrix per picture, (n, rows, positions), so that the product reads and writes
+NCHW pictures: one strided-batched GEMM per part, in which all pictures share the filters (stride 0). The filter
+gradient also sums over pictures. There the columns of all pictures of a part are side by side, (rows, n * positions),
+the pictures of the other side are repacked in the same way, and one GEMM computes the whole sum; later parts are added
+to the first. The bias gradient is two products with ones, the first over positions, the second over pictures.
 """
 
 from math import prod
@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda
 
 from common.architecture import TAPS, Architecture, Stage
-from common.backend import Math
+from common.backend import Precision
 from common.gpu import GpuBackend, Operand
 from common.gpu_jit import gpu_kernel
 from versions.v4_im2col_gemm_nchw import floats_per_picture, parts, workspace
@@ -59,10 +59,10 @@ def col2im_kernel(columns, out, first, bias, has_bias, relu):
                 for s in range(3):
                     source_h = h + 1 - r
                     source_w = w + 1 - s
-                    # Only columns of positions inside the picture exist.
+                    # Only positions inside the picture have columns.
                     if 0 <= source_h < H and 0 <= source_w < W:
                         total += columns[start + (r * 3 + s) * H * W + source_h * W + source_w]
-            # Written so that a NaN is not turned into zero.
+            # A NaN fails this comparison and stays a NaN.
             if relu and total <= np.float32(0):
                 total = np.float32(0)
             out[first + n, k, h, w] = total
@@ -80,7 +80,7 @@ def bias_relu_kernel(y, first, bias, relu):
     if h < H:
         for w in range(cuda.threadIdx.x, W, cuda.blockDim.x):
             value = y[n, k, h, w] + bias[k]
-            # Written so that a NaN is not turned into zero.
+            # A NaN fails this comparison and stays a NaN.
             if relu and value <= np.float32(0):
                 value = np.float32(0)
             y[n, k, h, w] = value
@@ -88,7 +88,7 @@ def bias_relu_kernel(y, first, bias, relu):
 
 @gpu_kernel(registers=32)
 def repack_kernel(x, first, packed, offset):
-    # x (N,C,H,W)  packed from offset (C, pictures*H*W): pictures side by side
+    # x (N,C,H,W)  packed, from `offset` on, (C, pictures*H*W): pictures side by side
     # grid (blocks of rows h, C, pictures)  block (w, h)
     _, _, H, W = x.shape
     c = cuda.blockIdx.y
@@ -102,15 +102,15 @@ def repack_kernel(x, first, packed, offset):
 
 
 @gpu_kernel(registers=32)
-def turn_filters_kernel(w, K, C, turned):
-    # w flat (K,C,9)  turned flat (C,K,9): channels exchanged, each window turned by 180 degrees; its own inverse
+def flip_filters_kernel(w, K, C, flipped):
+    # w (K,C,9)  flipped (C,K,9), both flat: K and C exchanged, each window rotated by 180 degrees; its own inverse
     i = cuda.grid(1)
     # The grid is rounded up to whole blocks.
     if i < K * C * 9:
         tap = i % 9
         k = i // 9 % K
         c = i // (9 * K)
-        turned[i] = w[(k * C + c) * 9 + 8 - tap]
+        flipped[i] = w[(k * C + c) * 9 + 8 - tap]
 
 
 class Im2colGemmGpu(GpuBackend):
@@ -118,18 +118,18 @@ class Im2colGemmGpu(GpuBackend):
 
     layout = "NCHW"
 
-    def __init__(self, *, math: Math = "fp32", threads: int | None = None, runtime=None) -> None:
+    def __init__(self, *, precision: Precision = "fp32", threads: int | None = None, runtime=None) -> None:
         """See GpuBackend."""
-        super().__init__(math=math, threads=threads, runtime=runtime)
+        super().__init__(precision=precision, threads=threads, runtime=runtime)
         self._parts: dict[tuple[int, ...], list[tuple[int, int]]] = {}
 
     def prepare(self, architecture: Architecture, batch_size: int) -> None:
-        """Allocate the bounded workspace."""
+        """Allocate the workspace, whose size is bounded."""
         super().prepare(architecture, batch_size)
         shapes = workspace(architecture, batch_size, "gpu", 1)
         self._columns = self.empty(shapes["columns"])
-        self._turned = self.empty(shapes["turned filters"])
-        self._turned_gradient = self.empty(shapes["turned filter gradient"])
+        self._flipped = self.empty(shapes["flipped filters"])
+        self._flipped_gradient = self.empty(shapes["flipped filter gradient"])
         self._bias_sums = self.empty(shapes["bias partial sums"])
         self._ones = self.upload(np.ones(shapes["ones"], np.float32))
         self._parts.clear()
@@ -138,18 +138,18 @@ class Im2colGemmGpu(GpuBackend):
         self._convolve(x, w, b, y, relu)
 
     def conv2d_backward_data(self, dy, w, dx):
-        # dx is the convolution of dy with the filters turned and their channels exchanged.
+        # dx is the convolution of dy with the flipped filters.
         self._convolve(dy, w, None, dx, relu=False, transposed=True)
 
     def conv2d_backward_filter(self, x, dy, dw):
-        turn = x.shape[1] > dy.shape[1]
-        narrow, wide = (dy, x) if turn else (x, dy)
+        flip = x.shape[1] > dy.shape[1]
+        narrow, wide = (dy, x) if flip else (x, dy)
         _, C, H, W = narrow.shape
         K = wide.shape[1]
-        gradient = self._turned_gradient if turn else dw
+        gradient = self._flipped_gradient if flip else dw
         for first, count in self._split(narrow, wide):
             positions = count * H * W
-            packed = TAPS * C * positions  # the other side's pictures come after the columns
+            packed = TAPS * C * positions  # the other side's pictures are stored after the columns
             self._over_planes(im2col_kernel, narrow, TAPS * C, count, narrow, first, self._columns, positions, H * W)
             self._over_planes(repack_kernel, wide, K, count, wide, first, self._columns, packed)
             self.runtime.gemm(
@@ -161,8 +161,8 @@ class Im2colGemmGpu(GpuBackend):
                 Operand(gradient),
                 accumulate=first > 0,
             )
-        if turn:
-            self._turn(self._turned_gradient, K, C, self.flat(dw))
+        if flip:
+            self._flip(self._flipped_gradient, K, C, self.flat(dw))
 
     def conv2d_backward_bias(self, dy, db):
         N, K, H, W = dy.shape
@@ -172,16 +172,16 @@ class Im2colGemmGpu(GpuBackend):
         self.runtime.gemm(1, K, N, ones, Operand(self._bias_sums), Operand(db))
 
     def _convolve(self, source, w, b, target, relu, *, transposed=False):
-        """Convolve source (N,C,H,W) into target (N,K,H,W) with w (K,C,3,3), or, transposed, with w (C,K,3,3) turned."""
+        """Convolve source (N,C,H,W) into target (N,K,H,W) with w (K,C,3,3), or flipped w (C,K,3,3) if transposed."""
         _, C, H, W = source.shape
         K = target.shape[1]
         P = H * W
         unfold_source = C < K or (C == K and not transposed)
         bank = w
         if unfold_source == transposed:
-            # w is stored for folding and wanted for unfolding, or the other way round.
-            self._turn(self.flat(w), w.shape[0], w.shape[1], self._turned)
-            bank = self._turned
+            # w is stored for folding and needed for unfolding, or the other way round.
+            self._flip(self.flat(w), w.shape[0], w.shape[1], self._flipped)
+            bank = self._flipped
         for first, count in self._split(source, target):
             if unfold_source:
                 rows = TAPS * C
@@ -213,17 +213,17 @@ class Im2colGemmGpu(GpuBackend):
                 self._over_planes(col2im_kernel, target, K, count, self._columns, target, first, bias, has_bias, relu)
 
     def _over_planes(self, kernel, pictures, rows, count, *arguments):
-        """Launch over (rows of a plane, ``rows`` planes, ``count`` pictures), threads along W then H."""
+        """Launch over (rows of a plane, ``rows`` planes, ``count`` pictures), threads along W, then H."""
         H, W = pictures.shape[2:]
         across = min(W, 32)
         down = min(H, max(1, self.runtime.threads_per_block // across))
         self.launch_grid(kernel, (-(-H // down), rows, count), (across, down), *arguments)
 
-    def _turn(self, w, filters, channels, turned):
-        self.launch(turn_filters_kernel, filters * channels * TAPS, w, filters, channels, turned)
+    def _flip(self, w, filters, channels, flipped):
+        self.launch(flip_filters_kernel, filters * channels * TAPS, w, filters, channels, flipped)
 
     def _split(self, a, b):
-        """Parts of the batch whose columns and repacked pictures fit the workspace."""
+        """Parts of the batch whose columns and repacked pictures fit into the workspace."""
         key = (*a.shape, b.shape[1])
         if key not in self._parts:
             N, C, H, W = a.shape

@@ -1,0 +1,67 @@
+"""The GPU architectures that kernels are compiled for, and how many warps of a kernel fit on a multiprocessor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.errors import UsageError
+
+Target = tuple[int, int]  # compute capability
+
+REGISTERS = 65_536  # of a multiprocessor, on all targets
+REGISTER_UNIT = 256  # a warp gets its registers in units of this size
+WARP_UNIT = 4  # a multiprocessor has four schedulers, each with a quarter of the registers
+LANES = 32
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """The limits on the blocks that run at once on one multiprocessor."""
+
+    warps: int
+    blocks: int
+    shared_bytes: int
+    reserved_bytes: int
+    """Shared memory that the system adds to each block."""
+    shared_unit: int
+    """A block gets its shared memory in units of this many bytes."""
+
+
+# NVIDIA, "CUDA C++ Programming Guide" 13.0, "Technical Specifications per Compute Capability".
+MULTIPROCESSORS: dict[Target, Multiprocessor] = {
+    (7, 5): Multiprocessor(32, 16, 64 * 1024, 0, 256),
+    (8, 0): Multiprocessor(64, 32, 164 * 1024, 1024, 128),
+    (9, 0): Multiprocessor(64, 32, 228 * 1024, 1024, 128),
+    (10, 0): Multiprocessor(64, 32, 228 * 1024, 1024, 128),
+}
+TARGETS: tuple[Target, ...] = tuple(MULTIPROCESSORS)
+
+
+def target_name(target: Target) -> str:
+    """``sm_90`` for (9, 0)."""
+    return f"sm_{target[0]}{target[1]}"
+
+
+def find_targets(name: str | None) -> tuple[Target, ...]:
+    """The target of that name, or all of them; UsageError lists the known ones."""
+    known = {target_name(target): target for target in TARGETS}
+    if name in (None, "all"):
+        return TARGETS
+    if name not in known:
+        raise UsageError(f"unknown target {name!r}: choose from {', '.join(known)} or all")
+    return (known[name],)
+
+
+def occupancy(target: Target, threads: int, registers: int, shared_bytes: int) -> float:
+    """Share of a multiprocessor's warps that blocks of ``threads`` can fill; 0 if not even one block fits.
+
+    ``registers`` are per thread, ``shared_bytes`` per block. The arithmetic is that of NVIDIA's occupancy calculator.
+    """
+    limits = MULTIPROCESSORS[target]
+    warps = -(-threads // LANES)
+    warp_registers = -(-registers * LANES // REGISTER_UNIT) * REGISTER_UNIT
+    by_registers = REGISTERS // warp_registers // WARP_UNIT * WARP_UNIT // warps
+    shared = -(-(shared_bytes + limits.reserved_bytes) // limits.shared_unit) * limits.shared_unit
+    by_shared = limits.shared_bytes // shared if shared else limits.blocks
+    blocks = min(limits.blocks, limits.warps // warps, by_registers, by_shared)
+    return blocks * warps / limits.warps

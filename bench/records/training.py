@@ -1,0 +1,118 @@
+"""What a training run records: the figures of each epoch, and the state from which training continues."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from bench.model import CHECKED, AtLeastOne, Count, NotNegative, Positive
+from common.backend import Device, Precision
+
+Natural = Annotated[int, Field(ge=0)]
+"""Not negative, and as large as the user likes."""
+
+
+def psnr_db(mse: float | None) -> float | None:
+    """Peak signal-to-noise ratio of values in [0, 1], in decibels: -10 log10(MSE); None without an error."""
+    return None if not mse else -10 * math.log10(mse)
+
+
+@dataclass(config=CHECKED, frozen=True)
+class EpochFigures:
+    """The figures of one epoch."""
+
+    epoch: AtLeastOne
+    step: AtLeastOne
+    """Steps since the start of training."""
+    learning_rate: Positive
+    train_mse: NotNegative
+    held_out_mse: NotNegative | None
+    """None without held-out pictures."""
+    epoch_s: NotNegative
+    images_per_s: NotNegative
+    backend: str
+    device: str
+    curve: list[float]
+    """The loss within the epoch: means over neighbouring steps."""
+
+    @property
+    def train_psnr_db(self) -> float | None:
+        """PSNR of the training error."""
+        return psnr_db(self.train_mse)
+
+    @property
+    def held_out_psnr_db(self) -> float | None:
+        """PSNR of the held-out error; None without one."""
+        return psnr_db(self.held_out_mse)
+
+
+@dataclass(config=CHECKED, frozen=True)
+class BestEpoch:
+    """The epoch with the smallest error on held-out pictures, or on the training pictures where none are held out."""
+
+    epoch: AtLeastOne
+    mse: NotNegative
+
+
+@dataclass(config=CHECKED, frozen=True)
+class DataIdentity:
+    """What identifies a run's pictures: where they come from, how many are held out, SHA-256 of a sample of them."""
+
+    source: str
+    held_out: Count
+    sha256: str
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Requested:
+    """Options that a resumed run inherits unless they are given again."""
+
+    epochs: Natural
+    checkpoint_steps: Natural
+    data: str
+    data_dir: str
+
+
+@dataclass(config=CHECKED, frozen=True, kw_only=True)
+class TrainingState:
+    """Where training stands, and with which settings; everything in a checkpoint but its parameters."""
+
+    epoch: Count
+    """Complete epochs."""
+    step: Count
+    """Steps done in the current epoch."""
+    losses: tuple[float, ...]
+    """The loss of each of those steps."""
+    seed: Natural
+    """Decides the initial weights and, with the epoch's number, the order of the pictures."""
+    order_sha256: str
+    """SHA-256 of the current epoch's order: a NumPy that shuffles differently cannot continue the run."""
+    batch_size: AtLeastOne
+    samples: AtLeastOne
+    learning_rate: Positive
+    data: DataIdentity
+    asked: Requested
+    backend: str
+    device: Device
+    precision: Annotated[Precision, Field(alias="math")]
+    threads: AtLeastOne
+    commit: str
+    epoch_seconds: NotNegative
+    """Time spent so far on the current epoch."""
+    history: list[EpochFigures]
+    """One for each complete epoch."""
+    best: BestEpoch | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingState:
+        steps = -(-self.samples // self.batch_size)
+        if self.step >= steps:
+            raise ValueError(f"step {self.step}: an epoch has {steps} steps")
+        if len(self.losses) != self.step:
+            raise ValueError(f"{self.step} steps, but {len(self.losses)} losses")
+        if len(self.history) != self.epoch:
+            raise ValueError(f"{self.epoch} epochs, but figures of {len(self.history)}")
+        return self

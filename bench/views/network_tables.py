@@ -1,0 +1,133 @@
+"""The tables of ``convbench describe`` and ``list``: the network, a version's memory and work, and the versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.machine.devices import DeviceStatus
+from bench.records.layers import planned_buffers
+from bench.views.table import Column, Group, Row, Table, columns, row
+from common.architecture import Architecture, receptive_fields
+from common.backend import Device
+from common.network import flat_offsets, parameter_shapes
+from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, elementwise_work
+from versions.registry import REGISTRY, BackendInfo
+
+DOCUMENT_FIELDS = "The network's design document differs: it gives 3, 6, 10, 14, 14, 14, 18, 18, 22 in this order."
+DOCUMENT_BUDGET_MB = 625
+BUDGET_BATCH = 64
+BUDGET_MB = {
+    "weights": 3,
+    "weight gradients": 3,
+    "activations": 150,
+    "gradient buffers": 290,
+    "other buffers": 100,
+    "im2col workspace": 75,
+}
+"""The design document's memory limits at ``BUDGET_BATCH``. Their sum is 621; the document gives 625."""
+
+RESAMPLING = {"maxpool": "ReLU, pool", "upsample": "ReLU, up", None: "nothing"}
+
+
+def _texts(*headers: str) -> list[Column]:
+    return [Column(header, text=True) for header in headers]
+
+
+def versions_table(statuses: Sequence[DeviceStatus]) -> Table:
+    """Every version, and for each device whether it can run here."""
+    cells = ["yes" if status.available else "no" for status in statuses]
+    rows = [row(info.name, info.idea, info.layout, *cells) for info in REGISTRY]
+    shown = _texts("version", "idea", "layout", *(status.device for status in statuses))
+    return Table("", shown, [Group(rows)])
+
+
+def stages_table(architecture: Architecture) -> Table:
+    """Shapes, parameters and FLOPs of every stage."""
+    rows = []
+    for i, stage in enumerate(architecture.stages):
+        passes = 2 if i == 0 else 3  # nothing needs the gradient to the picture
+        rows.append(
+            row(
+                stage.name,
+                RESAMPLING[stage.resample],
+                f"{stage.in_channels}x{stage.height}x{stage.width}",
+                f"{stage.out_channels}x{stage.out_height}x{stage.out_width}",
+                f"{stage.parameter_count:,}",
+                f"{stage.flops / 1e6:,.1f}",
+                f"{passes * stage.flops / 1e6:,.1f}",
+            )
+        )
+    flops = [f"{count / 1e6:,.1f}" for count in (architecture.forward_flops, architecture.training_flops)]
+    total = row("total", "", "", "", f"{architecture.parameter_count:,}", *flops, strong=True)
+    shown = [*_texts("stage", "then", "in"), *columns("out", ["parameters", "forward\nMFLOP", "training\nMFLOP"])]
+    return Table("stages, one picture (C x H x W)", shown, [Group(rows), Group([total])])
+
+
+def receptive_field_table(architecture: Architecture) -> Table:
+    """The exact, computed receptive field of every layer."""
+    rows = []
+    for name, sizes in receptive_fields(architecture):
+        by_position = " or ".join(map(str, sorted(sizes))) if len(sizes) > 1 else ""
+        rows.append(row(name, f"{max(sizes)}", by_position))
+    shown = columns("layer", ["largest", "by position"])
+    return Table("receptive field, pixels", shown, [Group(rows)], [DOCUMENT_FIELDS])
+
+
+def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo, device: Device, threads: int) -> Table:
+    """Every buffer that a version allocates for training, in the version's layout."""
+    plans = planned_buffers(info, architecture, batch_size, device, threads)
+    rows = [row(plan.name, " x ".join(map(str, plan.shape)), plan.purpose, _megabytes(plan.bytes)) for plan in plans]
+    total = row("total", "", "without pictures", _megabytes(sum(plan.bytes for plan in plans)), strong=True)
+    shown = [*_texts("buffer", "shape"), *columns("purpose", ["MB"])]
+    budget = f"The design document's budget at batch {BUDGET_BATCH} is {DOCUMENT_BUDGET_MB} MB."
+    caption = f"memory of {info.label} on the {device}, batch {batch_size}"
+    return Table(caption, shown, [Group(rows), Group([total])], [budget] if batch_size == BUDGET_BATCH else [])
+
+
+def work_table(architecture: Architecture, batch_size: int, info: BackendInfo) -> Table | None:
+    """The work of every GPU kernel of a training step, and its shortest possible time; None if it is not stated."""
+    work = info.gpu_work(architecture, batch_size)
+    if work is None:
+        return None
+    _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
+    shared = elementwise_work(architecture, batch_size, info.layout, parameters)
+    flops, least, bound_s = (
+        sum(getattr(part, name) for part in work + shared) for name in ("flops", "least_bytes", "bound_s")
+    )
+    total = row(
+        "total", "", "", f"{flops / 1e6:,.1f}", _megabytes(least), "", "", f"{bound_s * 1e6:,.1f}", "", "", strong=True
+    )
+    headers = ["MFLOP", "least\nMB", "asked\nMB", "asked /\nleast", "bound\nµs", "bound by", "shared\n/ FMA"]
+    notes = [
+        f"Bound: the shortest time on a card with {CEILING_FLOP_PER_S / 1e12:g} TFLOP/s in float32 and "
+        f"{CEILING_BYTES_PER_S / 1e12:g} TB/s; computed, not measured.",
+        "Least: every operand crosses global memory once. Asked: what the threads load and store; caches serve the"
+        " rest.",
+        "Shared / FMA: floats read from shared memory for one multiply-add.",
+    ]
+    return Table(
+        f"GPU kernels of {info.label} in a training step, batch {batch_size}",
+        [*_texts("stage", "operation"), *columns("kernel", headers)],
+        [*(Group([_work_row(part) for part in parts]) for parts in (work, shared)), Group([total])],
+        notes,
+    )
+
+
+def _work_row(work: KernelWork) -> Row:
+    asked, per_fma = work.asked_bytes, work.shared_loads_per_fma
+    return row(
+        work.stage,
+        work.operation.words,
+        work.kernel,
+        f"{work.flops / 1e6:,.1f}",
+        _megabytes(work.least_bytes),
+        "cuBLAS's" if asked is None else _megabytes(asked),
+        "" if asked is None else f"{asked / work.least_bytes:,.1f}",
+        f"{work.bound_s * 1e6:,.1f}",
+        work.bound_by,
+        "" if per_fma is None else f"{per_fma:.3f}",
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f}"

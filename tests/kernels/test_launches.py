@@ -1,0 +1,110 @@
+"""Which kernels a version launches: every operation is recorded, and every kernel is found wherever it is kept."""
+
+import importlib.util
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from bench.kernels import launches
+from common.architecture import autoencoder
+from common.errors import UsageError
+from common.network import flat_offsets, parameter_shapes
+from common.operations import WHOLE_STEP, Operation
+from common.work import elementwise_work
+from versions.registry import REGISTRY, find, names
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform"
+)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_kernel_of_a_version_is_launched(name):
+    assert launches.uncovered_kernels([find(name)]) == []
+
+
+def test_every_shared_kernel_is_launched():
+    assert launches.uncovered_kernels(REGISTRY) == []
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_operation_of_every_stage_is_recorded(name):
+    recorded = {(launch.stage, launch.operation) for launch in launches.recorded_launches(find(name))}
+    stages = [f"conv{i}" for i in range(1, 6)]
+    gradients = (Operation.BACKWARD_DATA, Operation.BACKWARD_FILTER)
+    wanted = {(stage, operation) for stage in stages for operation in gradients}
+    wanted |= {(WHOLE_STEP, operation) for operation in (Operation.GATHER, Operation.LOSS, Operation.SGD)}
+    wanted |= {("conv1", Operation.MAXPOOL), ("conv4", Operation.UPSAMPLE_BACKWARD)}
+    assert wanted <= recorded
+    assert {stage for stage, operation in recorded if "forward" in operation} == set(stages)
+
+
+def test_a_launch_outside_every_operation_is_a_defect():
+    launcher = launches.RecordingRuntime().bind("idle_kernel", (1,), (32,))
+    with pytest.raises(RuntimeError, match="idle_kernel is launched outside gather_batch, conv2d_forward"):
+        launcher(1)
+
+
+@pytest.mark.parametrize("info", REGISTRY, ids=names())
+def test_the_stated_work_names_the_launched_kernels(info):
+    """``convbench describe`` and ``convbench kernels`` name the same kernels."""
+    architecture = autoencoder()
+    _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
+    work = info.gpu_work(architecture, 64) + elementwise_work(architecture, 64, info.layout, parameters)
+    stated = {(row.stage, row.operation, row.kernel) for row in work if not row.kernel.startswith("cuBLAS")}
+    launched = {(*operation, use.name) for use in launches.kernel_uses(info) for operation in use.operations}
+    # The gradient to the pictures is compiled like the others, but is not part of a step.
+    assert stated == {launch for launch in launched if launch[:2] != ("conv1", Operation.BACKWARD_DATA)}
+
+
+def test_kernels_are_found_wherever_a_module_keeps_them():
+    from numba import cuda
+
+    def make(name):
+        def body(x):
+            x[0] = np.float32(1)
+
+        body.__name__ = name
+        return cuda.jit(body)
+
+    @dataclass(frozen=True)
+    class Plan:
+        kernel: object
+        size: int = 4
+
+    class Holder:
+        kept = make("in_a_class")
+
+    module = ModuleType("versions.example.gpu")
+    Holder.__module__ = module.__name__
+    module.plain_kernel = make("plain_kernel")
+    module.KERNELS = {"wide": make("body"), "small": [make("body")]}
+    module.PLAN = Plan(make("body"))
+    module.Holder = Holder
+    module.again = module.plain_kernel
+    module.helper = cuda.jit(device=True)(lambda x: x)
+    module.numpy = np
+    found = launches.kernels_of(module)
+    assert list(found) == ["plain_kernel", "KERNELS[wide]", "KERNELS[small][0]", "PLAN.kernel", "Holder.kept"]
+    launched = [module.plain_kernel, module.PLAN.kernel, Holder.kept, module.KERNELS["small"][0]]
+    assert launches.missing_kernels(module, launched) == ["KERNELS[wide]"]
+
+
+def test_a_kernel_that_nothing_launches_is_a_fault(monkeypatch):
+    from numba import cuda
+
+    from common import gpu_kernels
+    from versions.v1_naive_nhwc import gpu
+
+    monkeypatch.setattr(gpu, "EXTRA", {"idle": cuda.jit(lambda x: None)}, raising=False)
+    assert launches.uncovered_kernels([find("v1")]) == ["v1: EXTRA[idle] is launched by no operation of the network"]
+    monkeypatch.setattr(gpu_kernels, "idle_kernel", cuda.jit(lambda x: None), raising=False)
+    assert launches.missing_kernels(gpu_kernels, []) == list(launches.kernels_of(gpu_kernels))
+    assert "idle_kernel" in launches.kernels_of(gpu_kernels)
+
+
+def test_a_version_without_gpu_code_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"v1 has no GPU kernels: there is no bench\.gpu"):
+        launches.gpu_module(replace(find("v1"), package="bench"))

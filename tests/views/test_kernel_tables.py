@@ -1,0 +1,122 @@
+"""The tables of a kernels file: what is in them, what is marked as bad, and that they fit a wide terminal."""
+
+import re
+
+from rich.console import Console
+
+from bench.machine.devices import ROOT
+from bench.records.kernels import read_kernels
+from bench.views.kernel_tables import condensed, kernel_summary, kernel_tables
+from bench.views.table import Cell, to_rich
+from common.operations import WHOLE_STEP, Operation
+from tests.support.results_files import kernels_record, new_kernel_row
+
+TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100"]
+
+
+def text_of(table, width=132):
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(to_rich(table))
+    return capture.get()
+
+
+def recorded():
+    (path,) = (ROOT / "results" / "runs").glob("2026-11-24T220552Z_*_kernels_*.json")
+    return read_kernels(path)
+
+
+def rows_of(table):
+    return {row.cells[0].text: row.cells for group in table.groups for row in group.rows}
+
+
+def test_several_targets_are_two_tables_and_one_target_is_one():
+    full, of_targets = kernel_tables(recorded())
+    assert full.caption == "GPU kernels at batch 64, compiled for sm_90"
+    assert [column.header for column in of_targets.columns] == ["kernel", *TARGETS]
+    (only,) = kernel_tables(kernels_record(new_kernel_row("a_kernel", "sm_80")))
+    assert only.caption.endswith("sm_80")
+
+
+def test_the_tables_fit_132_columns_and_no_word_is_broken():
+    record = recorded()
+    for table in kernel_tables(record):
+        text = text_of(table)
+        assert max(map(len, text.splitlines())) <= 132
+        assert {row.name for row in record.rows} <= set(re.findall(r"\w+_KERNELS\[.*?\]|\w+_kernel", text))
+        shown = " ".join(text.split())
+        assert all(" ".join(note.split()) in shown for note in table.notes)
+
+
+def test_a_row_has_the_figures_of_its_kernel():
+    (table,) = kernel_tables(kernels_record(new_kernel_row("a_kernel")))
+    name, *figures = rows_of(table)["a_kernel"]
+    assert (name.text, name.below) == ("a_kernel", "forward conv1-2")
+    assert [cell.text for cell in figures] == [
+        "128", "256-1,024", "96", "128", "0", "0", "25 %", "9,504", "192", "29 (34)", "-", "0.18",
+    ]  # fmt: skip
+    assert not any(cell.tone for cell in figures)
+    assert [group.heading for group in table.groups] == ["v2 tiled (NHWC)"]
+
+
+def test_shared_kernels_come_last_and_an_unknown_version_keeps_its_name():
+    rows = [
+        new_kernel_row("a_kernel", versions=["v2", "v4"]),
+        new_kernel_row("b_kernel", versions=["v99"]),
+        new_kernel_row("c_kernel", resources={"loop": None, "occupancy": []}),
+    ]
+    (table,) = kernel_tables(kernels_record(*rows))
+    assert [group.heading for group in table.groups] == ["v2 tiled (NHWC)", "v99", "shared by v2, v4"]
+    assert [cell.text for cell in rows_of(table)["c_kernel"][-6:]] == ["-", "9,504", "-", "-", "-", "-"]
+
+
+def bad(cells):
+    return [cell.text for cell in cells if cell.tone == "bad"]
+
+
+def test_what_breaks_a_rule_is_marked():
+    rows = [
+        new_kernel_row("spill_kernel", resources={"spill_bytes": 24}),
+        new_kernel_row("stack_kernel", resources={"stack_bytes": 1016}),
+        new_kernel_row("double_kernel", resources={"uses_float64": True}),
+        new_kernel_row("over_kernel", resources={"registers": 200}),
+        new_kernel_row("unbound_kernel", resources={"stated_registers": None}),
+        new_kernel_row("refused_kernel", refused=True),
+        new_kernel_row("refused_kernel", "sm_80"),
+    ]
+    full, of_targets = kernel_tables(kernels_record(*rows))
+    marked = {name: bad(cells) for name, cells in rows_of(full).items()}
+    assert marked == {
+        "spill_kernel": ["24"],
+        "stack_kernel": ["1,016"],
+        "double_kernel (double precision)": ["double_kernel (double precision)"],
+        "over_kernel": ["200"],
+        "unbound_kernel": ["none"],
+        "refused_kernel": ["refused"],
+    }
+    assert sum(cell.span for cell in rows_of(full)["refused_kernel"]) == len(full.columns)
+    cells = rows_of(of_targets)
+    assert cells["spill_kernel"][1:] == (Cell("96, spills 24", tone="bad"), Cell("-"))
+    assert bad(cells["stack_kernel"]) == ["96, stack 1,016"]
+    assert bad(cells["double_kernel"]) == ["96, double"]
+    assert cells["refused_kernel"][1:] == (Cell("refused", tone="bad"), Cell("96, 25 %"))
+    assert "refused" in text_of(full)
+
+
+def test_the_summary_counts_kernels_spills_and_refusals():
+    assert kernel_summary(recorded()) == (
+        "42 kernels, at batch 64, were compiled for sm_75, sm_80, sm_90, sm_100: none spills."
+    )
+    rows = [new_kernel_row("a_kernel", target, resources={"spill_bytes": 24}) for target in ("sm_80", "sm_90")]
+    rows.append(new_kernel_row("b_kernel", "sm_80", refused=True))
+    assert kernel_summary(kernels_record(*rows)) == (
+        "2 kernels, at batch 64, were compiled for sm_80, sm_90: 1 of them spill or keep arrays in memory."
+        " Refused compilations: 1."
+    )
+
+
+def test_operations_in_few_words():
+    pairs = [("conv5", "forward"), ("conv1", "forward"), ("conv2", "forward"), (WHOLE_STEP, "gather")]
+    pairs += [("conv2", "maxpool"), ("conv9", "backward_data"), ("conv10", "backward_data"), ("last", "backward_data")]
+    words = condensed((stage, Operation(operation)) for stage, operation in pairs)
+    assert words == "forward conv1-2,5, gather, maxpool conv2, backward data conv9-10 last"
