@@ -11,7 +11,7 @@ import typer
 
 from bench.commands.console import end_measurement, progress, reporter, say, show, wide_console
 from bench.commands.options import Out, Quiet, VersionOptions
-from bench.measure.layers import BATCHES, LayersPlan, measure_layers
+from bench.measure.layers import BATCHES, measure_layers
 from bench.measure.setup import Setup
 from bench.measure.workers import WorkerError
 from bench.records.documents import prepare_folder
@@ -50,17 +50,17 @@ def layers_command(options: LayersOptions) -> None:
         verified_sizes=(batch_size,),
         seed=options.seed,
     )
-    plan = LayersPlan(setup, options.rounds or ROUNDS[device])
+    rounds = options.rounds or ROUNDS[device]
     images = photo_crops(BATCHES * batch_size, options.seed)
     runs = prepare_folder(options.out)
 
     console = wide_console(quiet=options.quiet)
-    steps = f"{plan.rounds} rounds of steps of {batch_size}"
+    steps = f"{rounds} rounds of steps of {batch_size}"
     say(console, f"device: {device} ({choice.status.name}), {choice.threads} threads; {steps}")
     with progress(disable=options.quiet) as bar:
-        report = reporter(bar, plan.messages, quiet=options.quiet)
+        report = reporter(bar, setup.messages(rounds), quiet=options.quiet)
         try:
-            record = measure_layers(plan, images, ["convbench", *sys.argv[1:]], report)
+            record = measure_layers(setup, images, rounds, ["convbench", *sys.argv[1:]], report)
         except WorkerError as error:
             raise RunError(str(error)) from error
     _show(record, write_layers(record, runs), options)

@@ -19,7 +19,7 @@ from bench.commands.options import (
     check_learning_rate,
 )
 from bench.measure.peers import find_peers
-from bench.measure.run import RunPlan, run
+from bench.measure.run import run
 from bench.measure.setup import Setup, epoch_batch_sizes
 from bench.records.documents import prepare_folder
 from bench.records.run import RunRecord, write_run
@@ -58,11 +58,11 @@ def run_command(options: RunOptions) -> None:
 
     \b
     Examples:
-      convbench run                                        every version that can run here
-      convbench run --backend v1 --backend v4              two of them
-      convbench run --peer torch                           beside PyTorch
-      convbench run --samples 50000 --data cifar10         full epochs of CIFAR-10
-      convbench run --backend v4 --backend v4              one version twice: how large is the noise?
+      convbench run                               all versions that can run here
+      convbench run --backend v1 --backend v4     two of them
+      convbench run --peer torch                  beside PyTorch
+      convbench run --data cifar10 --samples 50000
+      convbench run --backend v4 --backend v4     twice, to see the noise
     """
     _check(options)
     peers = find_peers(options.peer)
@@ -79,18 +79,18 @@ def run_command(options: RunOptions) -> None:
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    plan = RunPlan(setup, options.epochs, samples, options.time_limit)
     pictures = load_pictures(options.data, options.data_dir, samples, options.seed)
     runs = prepare_folder(options.out)
 
     console = wide_console(quiet=options.quiet)
     say(console, f"data: {pictures.description}")
     part = "the full epoch" if samples == FULL_EPOCH else f"--samples {FULL_EPOCH} is the full epoch"
-    epochs = f"{plan.epochs} epochs of {samples:,} pictures after one warm-up ({part})"
+    epochs = f"{options.epochs} epochs of {samples:,} pictures after one warm-up ({part})"
     say(console, f"device: {device} ({choice.status.name}), {choice.threads} threads; {epochs}")
     with progress(disable=options.quiet) as bar:
-        report = reporter(bar, plan.messages, quiet=options.quiet)
-        record = run(plan, pictures, ["convbench", *sys.argv[1:]], report)
+        report = reporter(bar, setup.messages(options.epochs), quiet=options.quiet)
+        command = ["convbench", *sys.argv[1:]]
+        record = run(setup, pictures, options.epochs, command, report, time_limit_s=options.time_limit)
     _show(record, write_run(record, runs), options)
     end_measurement(record.rows, record.warnings, interrupted=record.interrupted)
 

@@ -9,7 +9,6 @@ from poisoned outputs, and its losses agree with the others'.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +40,14 @@ from common.operations import FORWARD_PASS, STAGE_METHODS, Operation, step_work
 BATCHES = 4  # of pictures, taken in turn
 
 
-@dataclass(frozen=True)
-class LayersPlan:
-    """What to measure, every default filled in."""
-
-    setup: Setup
-    rounds: int
-
-    @property
-    def messages(self) -> int:
-        """How often ``measure_layers`` reports if nothing fails."""
-        return 2 + len({info.name for info in self.setup.infos}) + len(self.setup.infos) * (1 + self.rounds)
-
-
-def measure_layers(plan: LayersPlan, images: np.ndarray, command_line: list[str], report: OnProgress) -> LayersRecord:
+def measure_layers(
+    setup: Setup, images: np.ndarray, rounds: int, command_line: list[str], report: OnProgress
+) -> LayersRecord:
     """Measure; returns the record. ``images`` (samples, 3, H, W) uint8 are whole batches.
 
     Raises WorkerError if the ceilings cannot be measured. On Ctrl-C every process is ended.
     """
-    setup, architecture = plan.setup, autoencoder()
+    architecture = autoencoder()
     rows = [_new_row(setup, row_id, architecture) for row_id in setup.by_row]
     unclean: dict[str, int] = {}
     warnings: list[str] = []
@@ -69,7 +57,7 @@ def measure_layers(plan: LayersPlan, images: np.ndarray, command_line: list[str]
         ceilings = _measure_ceilings(workers)
         with images_file(images) as path:
             before = read_conditions(setup.device)
-            order = _time_rows(plan, rows, workers, path, report, unclean)
+            order = _time_rows(rows, workers, path, rounds, report, unclean)
             conditions = ConditionsAround(before, read_conditions(setup.device))
         workers.end_all()
         for row in rows:
@@ -83,7 +71,7 @@ def measure_layers(plan: LayersPlan, images: np.ndarray, command_line: list[str]
             precision=setup.precision,
             device=setup.device,
             threads=setup.threads,
-            rounds=plan.rounds,
+            rounds=rounds,
             seed=setup.seed,
         ),
         rows=rows,
@@ -135,12 +123,7 @@ def _above(ceilings: list[Ceilings], row: LayerRow) -> str:
 
 
 def _time_rows(
-    plan: LayersPlan,
-    rows: list[LayerRow],
-    workers: Workers,
-    images: Path,
-    report: OnProgress,
-    unclean: dict[str, int],
+    rows: list[LayerRow], workers: Workers, images: Path, rounds: int, report: OnProgress, unclean: dict[str, int]
 ) -> list[list[str]]:
     """Enter every row's times; returns the rows' ids as they were timed, a list for every round.
 
@@ -154,10 +137,10 @@ def _time_rows(
             answer = _ask(row, workers, "start_steps")
             if answer:
                 row.memory.peak = MemoryPeaks(**answer["memory"])
-    for number in range(plan.rounds):
+    for number in range(rounds):
         order.append([])
         for row in shuffled([row for row in rows if workers.running(row)]):
-            report(f"{row.id}: round {number + 1} of {plan.rounds}")
+            report(f"{row.id}: round {number + 1} of {rounds}")
             answer = _ask(row, workers, "time_step")
             order[-1].append(row.id)
             if answer:

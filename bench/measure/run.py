@@ -13,7 +13,6 @@ import contextlib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
@@ -40,25 +39,19 @@ LOSS_TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2}
 RowT = TypeVar("RowT")
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """What to run, every default filled in."""
+def run(
+    setup: Setup,
+    data: Dataset,
+    epochs: int,
+    command_line: list[str],
+    report: OnProgress,
+    *,
+    time_limit_s: float | None = None,
+) -> RunRecord:
+    """Verify and time; returns the record, marked ``interrupted`` with what there is if Ctrl-C ended it.
 
-    setup: Setup
-    epochs: int
-    samples: int
-    time_limit_s: float | None = None
-    """Seconds from the start after which no further round of epochs begins; one always runs."""
-
-    @property
-    def messages(self) -> int:
-        """How often ``run`` reports if nothing fails."""
-        return 2 + len({info.name for info in self.setup.infos}) + len(self.setup.infos) * (1 + self.epochs)
-
-
-def run(plan: RunPlan, data: Dataset, command_line: list[str], report: OnProgress) -> RunRecord:
-    """Verify and time; returns the record, marked ``interrupted`` with what there is if Ctrl-C ended it."""
-    setup = plan.setup
+    No further round of epochs begins after ``time_limit_s`` seconds; one always runs.
+    """
     record = RunRecord(
         environment=describe_environment(setup.device, setup.threads, command_line),
         config=RunSettings(
@@ -66,7 +59,7 @@ def run(plan: RunPlan, data: Dataset, command_line: list[str], report: OnProgres
             data_description=data.description,
             samples=len(data.images),
             batch_size=setup.batch_size,
-            epochs=plan.epochs,
+            epochs=epochs,
             learning_rate=setup.learning_rate,
             seed=setup.seed,
             precision=setup.precision,
@@ -75,15 +68,15 @@ def run(plan: RunPlan, data: Dataset, command_line: list[str], report: OnProgres
         started=start_time(),
         originals_png=strip_png(data.images[: min(SHOWN, setup.batch_size)]),
     )
-    begun = perf_counter()
+    ends = perf_counter() + time_limit_s if time_limit_s else math.inf
     with Workers(setup) as workers:
         try:
-            _measure(plan, record, data.images, workers, report, begun)
+            _measure(record, data.images, workers, report, ends)
         except KeyboardInterrupt:
             record.interrupted = True
             for row in record.rows:
-                if not row.reason and len(row.epoch_s) < plan.epochs:
-                    row.reason = f"interrupted after {len(row.epoch_s)} of {plan.epochs} epochs"
+                if not row.reason and len(row.epoch_s) < epochs:
+                    row.reason = f"interrupted after {len(row.epoch_s)} of {epochs} epochs"
     if record.conditions:
         record.warnings += record.conditions.warnings()
     for row in record.rows:
@@ -95,9 +88,7 @@ def run(plan: RunPlan, data: Dataset, command_line: list[str], report: OnProgres
     return record
 
 
-def _measure(
-    plan: RunPlan, record: RunRecord, images: np.ndarray, workers: Workers, report: OnProgress, begun: float
-) -> None:
+def _measure(record: RunRecord, images: np.ndarray, workers: Workers, report: OnProgress, ends: float) -> None:
     """Everything that needs worker processes, in order."""
     workers.verify(record.rows, report)
     try:
@@ -105,7 +96,7 @@ def _measure(
     except WorkerError as error:
         record.warnings.append(str(error))
     with images_file(images) as path:
-        _time_rows(plan, record, workers, path, report, begun)
+        _time_rows(record, workers, path, report, ends)
     for row in record.rows:
         if workers.running(row):
             with contextlib.suppress(WorkerError):  # its times stand; only the pictures are missing
@@ -121,27 +112,25 @@ def _measure_ceilings(record: RunRecord, workers: Workers, report: OnProgress) -
     record.ceilings = found.higher(record.ceilings) if record.ceilings else found
 
 
-def _time_rows(
-    plan: RunPlan, record: RunRecord, workers: Workers, images: Path, report: OnProgress, begun: float
-) -> None:
-    rows = record.rows
+def _time_rows(record: RunRecord, workers: Workers, images: Path, report: OnProgress, ends: float) -> None:
+    rows, epochs, device = record.rows, record.config.epochs, workers.setup.device
     for row in rows:
         if row.verified:
             report(f"{row.id}: first epoch, compiling")
             workers.start(row, images)
             time_epoch(row, workers, first=True)
             check_first_loss(row, rows, workers)
-    before = read_conditions(plan.setup.device)
-    for epoch in range(plan.epochs):
-        if epoch and plan.time_limit_s is not None and perf_counter() - begun > plan.time_limit_s:
-            record.warnings.append(f"time was up: {epoch} of {plan.epochs} epochs")
+    before = read_conditions(device)
+    for epoch in range(epochs):
+        if epoch and perf_counter() > ends:
+            record.warnings.append(f"time was up: {epoch} of {epochs} epochs")
             break
         record.order.append([])
         for row in shuffled([row for row in rows if workers.running(row)]):
-            report(f"{row.id}: epoch {epoch + 1} of {plan.epochs}")
+            report(f"{row.id}: epoch {epoch + 1} of {epochs}")
             time_epoch(row, workers)
             record.order[-1].append(row.id)
-    record.conditions = ConditionsAround(before, read_conditions(plan.setup.device))
+    record.conditions = ConditionsAround(before, read_conditions(device))
     compare_losses(rows)
 
 

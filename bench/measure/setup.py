@@ -51,6 +51,10 @@ class Setup:
             found[info.name if number == 1 else f"{info.name}#{number}"] = info
         return found
 
+    def messages(self, rounds: int) -> int:
+        """How often a measurement of so many rounds reports its progress if nothing fails."""
+        return 2 + len({info.name for info in self.infos}) + len(self.infos) * (1 + rounds)
+
     def precision_of(self, info: BackendInfo | Peer) -> Precision:
         """The arithmetic that ``info`` really uses here."""
         return info.effective_precision(self.device, self.precision)

@@ -48,6 +48,16 @@ class EpochFigures:
         """PSNR of the held-out error; None without one."""
         return psnr_db(self.held_out_mse)
 
+    def scalars(self) -> dict[str, float | None]:
+        """The figures that TensorBoard shows, by tag."""
+        return {
+            "mse/train": self.train_mse,
+            "mse/held_out": self.held_out_mse,
+            "psnr_db/train": self.train_psnr_db,
+            "psnr_db/held_out": self.held_out_psnr_db,
+            "images_per_s": self.images_per_s,
+        }
+
 
 @dataclass(config=CHECKED, frozen=True)
 class BestEpoch:

@@ -1,1 +1,1 @@
-"""A training run as people do it: its folder, checkpoints, data, features."""
+"""A training run: its folder, checkpoints, pictures and features."""

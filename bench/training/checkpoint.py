@@ -1,7 +1,7 @@
 """Checkpoints: parameters in a safetensors file, with everything that is needed to continue training.
 
-The tensors have canonical names and axes, ``conv1.weight`` (K, C, R, S) and ``conv1.bias`` (K,), whatever the
-backend's own layout is: every version, and PyTorch, can continue from a checkpoint that another version wrote. The
+The tensors have canonical names and axes, ``conv1.weight`` (K, C, R, S) and ``conv1.bias`` (K,), and not the layout of
+the backend: every version, and PyTorch, can continue from a checkpoint that another version wrote. The
 metadata holds the ``TrainingState``, each field as JSON text. A SHA-256 over the contents detects damage; the format
 itself detects only a truncated file. Nothing is ever unpickled.
 """

@@ -26,7 +26,7 @@ def locked(out: Path) -> Iterator[None]:
     """Make the folder and lock it for this process.
 
     UsageError if it cannot be written to, or if another process trains there. The system releases the lock when the
-    process ends, whatever ends it.
+    process ends, even if it is killed.
     """
     made = [path for path in (*reversed(out.parents), out) if not path.exists()]
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
 
@@ -65,8 +65,7 @@ class RunFiles:
         return f"{LAST} holds {self.saved}" if self.saved else NO_CHECKPOINT
 
     def save(self, checkpoint: Checkpoint, name: str) -> None:
-        """Write a checkpoint, after everything that TensorBoard is to show of the steps before it."""
-        self.flush_scalars()
+        """Write a checkpoint."""
         with self._writing(name) as path:
             save_checkpoint(checkpoint, path)
         if name == LAST:
@@ -99,44 +98,21 @@ class RunFiles:
         with self._writing(LOSS_CHART) as path:
             replace_file(path, training_png(history, samples, batch_size))
 
-    # TensorBoard: every method does nothing unless ``begin_scalars`` was called ----------------------------------
-
     def begin_scalars(self, step: int) -> None:
-        """Begin an event file for the steps after ``step``."""
+        """Begin an event file for TensorBoard, for the steps after ``step``."""
         with self._writing(SCALARS) as folder:
             self._scalars = Scalars(folder, step)
 
-    def add_losses(self, losses: np.ndarray, step: int) -> None:
-        """Write the losses of the steps after ``step``."""
+    def add_scalars(self, values: Iterable[tuple[int, dict[str, float | None]]]) -> None:
+        """Write steps and their values by tag; nothing without ``begin_scalars``."""
         if self._scalars:
             with self._writing(SCALARS):
-                for number, loss in enumerate(losses, step + 1):
-                    self._scalars.add(number, loss__step=float(loss))
-
-    def add_figures(self, figures: EpochFigures) -> None:
-        """Write an epoch's figures."""
-        if self._scalars:
-            with self._writing(SCALARS):
-                self._scalars.add(
-                    figures.step,
-                    mse__train=figures.train_mse,
-                    mse__held_out=figures.held_out_mse,
-                    psnr_db__train=figures.train_psnr_db,
-                    psnr_db__held_out=figures.held_out_psnr_db,
-                    images_per_s=figures.images_per_s,
-                )
-            self.flush_scalars()
-
-    def flush_scalars(self) -> None:
-        """Bring the events to the disk."""
-        if self._scalars:
-            with self._writing(SCALARS):
-                self._scalars.flush()
+                self._scalars.add(values)
 
     def close(self) -> None:
-        """End the event file."""
+        """End the event file, whose content is on the disk already."""
         if self._scalars:
-            with contextlib.suppress(OSError):  # everything was flushed after the last epoch
+            with contextlib.suppress(OSError):
                 self._scalars.close()
 
 

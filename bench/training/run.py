@@ -168,10 +168,10 @@ class TrainingRun:
             count = 1 if not taken else min(MOST_STEPS, max(1, round(REPORT_S * taken / seconds)))
             if config.checkpoint_steps:
                 count = min(count, config.checkpoint_steps - first % config.checkpoint_steps)
-            begun = perf_counter()
+            started = perf_counter()
             with self.files.errors_named():
                 trainer.take_steps(count)
-            elapsed = perf_counter() - begun
+            elapsed = perf_counter() - started
             self._epoch_seconds += elapsed
             done = trainer.steps_done if trainer.epochs_done == epoch else trainer.steps
             seconds, taken = seconds + elapsed, taken + done - first
@@ -190,7 +190,8 @@ class TrainingRun:
 
     def _report_steps(self, losses: np.ndarray, first: int, epoch: int, step_s: float) -> None:
         trainer, config = self.trainer, self.config
-        self.files.add_losses(losses[first:], epoch * trainer.steps + first)
+        values = ({"loss/step": float(loss)} for loss in losses[first:])
+        self.files.add_scalars(enumerate(values, epoch * trainer.steps + first + 1))
         steps_left = (config.epochs - epoch) * trainer.steps - len(losses)
         left = steps_left * step_s + (config.epochs - epoch) * self._evaluation_s
         images_per_s = trainer.samples / trainer.steps / step_s
@@ -224,7 +225,7 @@ class TrainingRun:
             self._save(LAST)
         self.files.write_metrics(self.history)
         self._write_pictures()
-        self.files.add_figures(figures)
+        self.files.add_scalars([(figures.step, figures.scalars())])
         left = (config.epochs - trainer.epochs_done) * (trainer.steps * step_s + self._evaluation_s)
         self.listener.epoch(figures, best=is_best, seconds_left=left)
 
@@ -232,10 +233,10 @@ class TrainingRun:
         """The held-out error; None without held-out pictures."""
         if self.evaluator is None:
             return None
-        begun = perf_counter()
+        started = perf_counter()
         with self.files.errors_named():
             mse = self.evaluator.mse()
-        self._evaluation_s = perf_counter() - begun
+        self._evaluation_s = perf_counter() - started
         return mse
 
     def _total_steps(self) -> int:

@@ -1,12 +1,13 @@
 """A training run's figures for TensorBoard: event files in the folder ``tensorboard`` of the run's folder.
 
-Events are written in this thread and flushed before every checkpoint, so that a full disk raises an error there. A
-resumed run begins its file with a mark: TensorBoard then discards the later steps that a killed process wrote.
+Events are written in this thread and flushed at once, so that a full disk raises an error there. A resumed run begins
+its file with a mark: TensorBoard then discards the later steps that a killed process wrote.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,12 @@ class Scalars:
             self.close()
             raise
 
-    def add(self, step: int, **values: float | None) -> None:
-        """Write values by tag, with two underscores for a slash; None is left out."""
-        for tag, value in values.items():
-            if value is not None:
-                self._write(step, summary=self._scalar(tag.replace("__", "/"), value))
-
-    def flush(self) -> None:
-        """Flush the file to the disk."""
+    def add(self, values: Iterable[tuple[int, dict[str, float | None]]]) -> None:
+        """Write steps and their values by tag, None left out, and flush the file to the disk."""
+        for step, tags in values:
+            for tag, value in tags.items():
+                if value is not None:
+                    self._write(step, summary=self._scalar(tag, value))
         self._records.flush()
 
     def close(self) -> None:

@@ -13,14 +13,15 @@ import time
 import psutil
 import pytest
 
+import bench
 from bench.machine.devices import ROOT, device_status
 
 
-def convbench(*arguments, cwd, root=ROOT, timeout=300):
+def convbench(*arguments, cwd, root=ROOT, timeout=300, **environment):
     return subprocess.run(
         [sys.executable, "-m", "bench", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(root), "COLUMNS": "100"},
+        env={**os.environ, "PYTHONPATH": str(root), "COLUMNS": "100", **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -68,6 +69,32 @@ def test_bad_input(tmp_path, arguments, wanted):
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in wanted), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_version(tmp_path):
+    done = convbench("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"convbench {bench.__version__}\n")
+
+
+def test_help_has_groups_in_the_order_of_use(tmp_path):
+    text = convbench("--help", cwd=tmp_path).stdout
+    groups = re.findall(r"─ (\w+) ─", text)
+    assert groups == ["Options", "Measure", "Inspect", "Train", "Results"]
+    commands = re.findall(r"^│ ([a-z]+) ", text, re.MULTILINE)
+    assert commands == [
+        "run", "layers", "check",
+        "list", "doctor", "describe", "kernels",
+        "train", "encode", "reconstruct", "probe", "data",
+        "compare", "plot", "report", "readme",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "train"])
+def test_help_shows_examples_that_fit_80_columns(tmp_path, command):
+    done = convbench(command, "--help", cwd=tmp_path, COLUMNS="80")
+    examples = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith(f"convbench {command}")]
+    assert len(examples) >= 2
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_a_gpu_that_is_not_there(tmp_path):

@@ -16,7 +16,7 @@ from bench.machine.devices import child_environment
 from bench.machine.environment import Environment
 from bench.measure import layer_clock, layers, workers
 from bench.measure.layer_clock import HostClock, Stopwatch, StreamClock
-from bench.measure.layers import LayersPlan, describe_work, enter_times, judge, measure_layers
+from bench.measure.layers import describe_work, enter_times, judge, measure_layers
 from bench.measure.setup import Setup, WorkerTask
 from bench.measure.steps import Steps
 from bench.measure.workers import WorkerError
@@ -386,12 +386,11 @@ def measured(monkeypatch):
     def measure(*names, **behaviour):
         monkeypatch.setattr(FakeProcess, "behaviour", behaviour.get("behaviour", {}))
         setup = Setup(tuple(find(name) for name in names), "cpu", "fp32", 1, verified_sizes=(64,))
-        plan = LayersPlan(setup, rounds=2)
         told = []
         images = np.zeros((4 * 64, 3, 32, 32), np.uint8)
-        found = measure_layers(plan, images, ["convbench", "layers"], told.append)
+        found = measure_layers(setup, images, 2, ["convbench", "layers"], told.append)
         if not behaviour:
-            assert len(told) == plan.messages
+            assert len(told) == setup.messages(2)
         return found
 
     return measure

@@ -1,5 +1,6 @@
 """A run's rules, with processes that are none: who is believed, and when a round of epochs begins."""
 
+import math
 from itertools import repeat
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from bench.machine.ceilings import Ceilings
 from bench.machine.conditions import Conditions
 from bench.measure import run as module
-from bench.measure.run import RunPlan, check_first_loss, compare_losses, judge_speeds
+from bench.measure.run import check_first_loss, compare_losses, judge_speeds
 from bench.measure.setup import Setup, epoch_batch_sizes
 from bench.records.run import RunRow, RunSettings
 from tests.support.results_files import run_record
@@ -51,6 +52,7 @@ def a_row(name, loss, **changes):
 def a_record(*rows):
     record = run_record()
     record.rows, record.ceilings, record.config = list(rows), None, RunSettings("photos", 64, 64)
+    record.warnings, record.order = [], []
     return record
 
 
@@ -127,11 +129,12 @@ def test_no_round_begins_when_time_is_up(monkeypatch, limit, rounds):
     monkeypatch.setattr(module, "time_epoch", epoch)
     monkeypatch.setattr(module, "shuffled", lambda rows: rows[::-1])
     monkeypatch.setattr(module, "read_conditions", lambda device: Conditions())
-    plan = RunPlan(Setup((find("v1"), find("v4")), "cpu", "fp32", 1), epochs=5, samples=64, time_limit_s=limit)
-    rows = [RunRow(**plan.setup.row_fields(name), verified=True) for name in ("v1", "v4")]
+    workers = FakeWorkers()
+    workers.setup = Setup((find("v1"), find("v4")), "cpu", "fp32", 1)
+    rows = [RunRow(**workers.setup.row_fields(name), verified=True) for name in ("v1", "v4")]
     record = a_record(*rows)
-    record.warnings, record.order = [], []
-    module._time_rows(plan, record, FakeWorkers(), None, nothing, begun=now)
+    record.config.epochs = 5
+    module._time_rows(record, workers, None, nothing, now + limit if limit else math.inf)
     assert [len(row.epoch_s) for row in rows] == [rounds] * 2
     assert record.order == [["v4", "v1"]] * rounds
     assert begun == ["v1", "v4", *["v4", "v1"] * rounds]

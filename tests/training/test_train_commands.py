@@ -145,7 +145,7 @@ BAD = {
     "reconstruct too many": (["reconstruct", "file", "--out", "p.png", "--samples", "999"], ["999", "at most 256"]),
     "probe unknown features": (["probe", "GOOD", "--features", "some"], ["'some'", "pooled, whole"]),
     "probe without labels": (["probe", "GOOD", "--data", "file.npy"], ["file.npy has no labels"]),
-    "probe one picture": (["probe", "GOOD", "--samples", "1", "--data", "photos"], ["all training pictures are of one class"]),
+    "probe one picture": (["probe", "GOOD", "--samples", "1", "--data", "photos"], ["pictures are of one class"]),
 }  # fmt: skip
 
 

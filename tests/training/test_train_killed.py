@@ -1,4 +1,4 @@
-"""Training that is killed at random points, again and again, comes to the same bits as training that was not."""
+"""Training that is killed repeatedly at random points ends with the same bits as uninterrupted training."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def start(out):
     )
 
 
-def test_killed_at_random_points(tmp_path):
+def test_training_killed_at_random_points(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = start(whole)
     assert done.communicate(timeout=120)[1] == ""
@@ -44,7 +44,7 @@ def test_killed_at_random_points(tmp_path):
     while kills < KILLS:
         process = start(killed)
         before = (killed / LAST).stat().st_mtime_ns if (killed / LAST).exists() else 0
-        # Wait until it has written something, so that the chain gets on; then for a time in which some steps pass.
+        # Wait for a new checkpoint, so that training progresses; then for a time in which some steps pass.
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             if (killed / LAST).exists() and (killed / LAST).stat().st_mtime_ns != before:
@@ -53,7 +53,7 @@ def test_killed_at_random_points(tmp_path):
         time.sleep(moments.uniform(0, 0.12))
         process.kill()
         process.communicate()
-        if process.returncode != -signal.SIGKILL:  # it was done before it was killed: from the start again
+        if process.returncode != -signal.SIGKILL:  # it finished before it was killed: start again from the beginning
             assert process.returncode == 0
             reached.append((EPOCHS, 0))
             for path in killed.iterdir():
@@ -98,8 +98,8 @@ files.replace_file(Path(sys.argv[1]), b"new" * 1000)
 
 
 @pytest.mark.parametrize("killed", KILLED_AT.values(), ids=KILLED_AT.keys())
-def test_killed_at_each_call_of_a_write(tmp_path, killed):
-    """Whichever call is the process's last one, the file is what it was; and what is left behind is cleared away."""
+def test_a_write_killed_at_each_of_its_calls(tmp_path, killed):
+    """The file is unchanged wherever the process ends, and the draft that it leaves is removed later."""
     path = tmp_path / "file"
     files.replace_file(path, b"old" * 1000)
     code = DYING.format(killed=killed)
@@ -109,7 +109,7 @@ def test_killed_at_each_call_of_a_write(tmp_path, killed):
     assert len(list(tmp_path.iterdir())) == 2
     files.replace_file(path, b"newer")
     others = {f".file.draft-{os.getpid()}", ".file.draft-\u00b2", ".other.draft-99999999"}
-    for name in others:  # of a process that is there, of nobody, and of something else
+    for name in others:  # of a live process, of no process, and of another file
         (tmp_path / name).write_text("kept")
     files.clear_drafts(path)
     assert {found.name for found in tmp_path.iterdir()} == {"file", *others}
