@@ -1,7 +1,7 @@
-"""Dataclasses that check their own content, and how they are read from JSON.
+"""Dataclasses that check their own content, and how they are read from JSON and written.
 
-A record is one of these from the moment it is measured until it is drawn. Types and bounds stand in the field's
-annotation, conditions between fields in a pydantic ``model_validator``; there is no other place that checks a file.
+Types and bounds stand in a field's annotation, conditions between fields in a pydantic ``model_validator``. Nothing
+else checks a file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ModelT = TypeVar("ModelT")
 
 @functools.cache
 def adapter(model: type[ModelT]) -> TypeAdapter[ModelT]:
-    """What reads and writes ``model`` as JSON; made once."""
+    """Reads and writes ``model``; made once."""
     return TypeAdapter(model)
 
 
@@ -42,18 +42,16 @@ def to_json(value: Any) -> str:
     return json.dumps(adapter(type(value)).dump_python(value, mode="json", by_alias=True), indent=1, allow_nan=False)
 
 
-def from_json(model: type[ModelT], data: bytes, path: Path, kind: str = "results file") -> ModelT:
+def from_json(model: type[ModelT], data: bytes | str, path: Path, kind: str = "results file") -> ModelT:
     """Read ``model`` from the content of ``path``; UsageError names the file, the first faulty field and the fault."""
     try:
         return adapter(model).validate_json(data, strict=True)
     except ValidationError as error:
-        raise UsageError(f"{path} is not a valid {kind}: {first_fault(error)}") from error
-    except (RecursionError, OverflowError, ValueError) as error:
-        raise UsageError(f"{path} is not a valid {kind}: {error}") from error
+        raise UsageError(f"{path} is not a valid {kind}: {_first_fault(error)}") from error
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first fault that pydantic found, in one line: ``rows.0.epoch_s.1: Input should be greater than 0, not 0``."""
+def _first_fault(error: ValidationError) -> str:
+    """The first fault in one line: ``rows.0.epoch_s.1: Input should be greater than 0, not 0``."""
     fault = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ").replace("\n", " ")

@@ -28,6 +28,8 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 def room_of(module):
     """``bench.records`` for ``bench.records.run``, ``versions`` for any version."""
     first, _, rest = module.partition(".")
+    if rest == "__version__":
+        return "bench.model"
     return f"bench.{rest.partition('.')[0]}" if first == "bench" and rest else first
 
 

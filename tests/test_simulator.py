@@ -1,12 +1,16 @@
 """Runs tests/simulator as the GPU campaign does: in a separate process with Numba's simulator."""
 
 import json
+import subprocess
+import sys
 
-from tests.experiments.test_gpu_campaign import campaign
+from bench.machine.devices import ROOT
 
 
 def test_gpu_kernels_in_the_simulator(tmp_path):
-    done = campaign("--out", tmp_path, "--only", "tests", "--simulator", timeout=700)
+    program = [sys.executable, "-m", "bench.experiments.gpu_campaign"]
+    command = [*program, "--out", tmp_path, "--only", "tests", "--simulator", "--minutes", "12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
     log = (tmp_path / "logs" / "tests.log").read_text()
     assert done.returncode == 0, log + done.stderr
     (path,) = tmp_path.glob("*_campaign.json")

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from bench.commands.networks import CheckpointOptions, counted
-from bench.training.features import check_new, latents, write_array
+from bench.training.features import latents
+from bench.training.outputs import npy_chunks, write_new
 from common.errors import UsageError
 
 
@@ -31,9 +32,7 @@ def encode_command(options: EncodeOptions) -> None:
     out = options.out
     if out.suffix != ".npy":
         raise UsageError(f"--out {out}: must end in .npy")
-    settings = options.settings()
-    check_new(out)
-    network, pictures, description = options.load(settings, options.split, options.samples)
+    network, pictures, description = options.load(out, options.split, options.samples)
     shape = (len(pictures), prod(network.architecture.latent_shape))
-    write_array(out, counted("encoding", len(pictures), latents(network, pictures)), shape, "<f4")
+    write_new(out, npy_chunks(counted("encoding", len(pictures), latents(network, pictures)), shape, "<f4"))
     print(f"{out}: float32 {shape}, latents of {description}")

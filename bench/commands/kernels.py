@@ -44,7 +44,7 @@ def kernels_command(options: KernelsOptions) -> None:
     targets = find_targets(options.target)
     compiler.check_compilers()
     runs = prepare_folder(options.out) if options.out else None
-    uses = launches.merged_uses(infos)
+    uses = launches.kernel_uses(infos)
     quiet = not sys.stderr.isatty()
     if quiet:
         print(f"compiling {len(uses)} kernels for {', '.join(map(target_name, targets))}", file=sys.stderr)

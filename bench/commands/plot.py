@@ -16,23 +16,23 @@ def plot_command(
 ) -> None:
     """Draw the charts of results files again."""
     from bench.records import layers, run
-    from bench.records.documents import read_bytes, schema_of
-    from bench.views.charts import draw_charts
-    from bench.views.layer_charts import draw_layer_charts
+    from bench.records.documents import read_object
+    from bench.views.charts import run_charts, save_charts
+    from bench.views.layer_charts import layers_charts
 
     kinds = {
-        run.SCHEMA: (run.read_run, draw_charts),
-        run.OLD_SCHEMA: (run.read_run, draw_charts),
-        layers.SCHEMA: (layers.read_layers, draw_layer_charts),
+        run.SCHEMA: (run.read_run, run_charts),
+        run.OLD_SCHEMA: (run.read_run, run_charts),
+        layers.SCHEMA: (layers.read_layers, layers_charts),
     }
-    draws = []
+    found = []
     for path in files:  # all of them are read before any is drawn
-        schema = schema_of(path, read_bytes(path))
+        schema, _ = read_object(path)
         if schema not in kinds:
             raise UsageError(f"{path} has schema {schema!r}; this reads {' and '.join(map(repr, kinds))}")
-        read, draw = kinds[schema]
-        read(path)
-        draws.append(draw)
-    for path, draw in zip(files, draws, strict=True):
-        for chart in draw(path, out or path.resolve().parent.parent / "charts"):
+        read, charts_of = kinds[schema]
+        record = read(path)
+        found.append((path, record.rows, charts_of(record)))
+    for path, rows, charts in found:
+        for chart in save_charts(path, rows, out or path.resolve().parent.parent / "charts", charts):
             print(f"chart: {chart}")

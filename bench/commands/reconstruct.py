@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from bench.commands.networks import CheckpointOptions, counted
-from bench.training.features import check_new, write_array, write_new
+from bench.training.outputs import npy_chunks, write_new
 from bench.views.pictures import grid_png, to_bytes
 from common.errors import UsageError
 from common.picture_files import first_pictures
@@ -24,8 +24,7 @@ class ReconstructOptions(CheckpointOptions):
     """The options of ``convbench reconstruct``."""
 
     out: Annotated[
-        Path,
-        typer.Option(help="A grid, .png, or all as bytes, .npy; never overwrites a file.", metavar="FILE"),
+        Path, typer.Option(help="A grid, .png, or all as bytes, .npy; never overwrites a file.", metavar="FILE")
     ]
     samples: Annotated[int, typer.Option(help="How many pictures.")] = 32
 
@@ -42,15 +41,13 @@ def reconstruct_command(options: ReconstructOptions) -> None:
         raise UsageError(
             f"samples {options.samples}: a grid shows at most {MOST_SHOWN}; an array (.npy) takes any number"
         )
-    settings = options.settings()
-    check_new(out)
     split = options.split
     if split is None and not options.data.endswith(".npy"):
         split = "test"
-    network, pictures, description = options.load(settings, split, options.samples)
+    network, pictures, description = options.load(out, split, options.samples)
     parts = counted("reconstructing", len(pictures), map(to_bytes, forward_batches(network, pictures)))
     if out.suffix == ".npy":
-        write_array(out, parts, (len(pictures), *network.architecture.output_shape), "|u1")
+        write_new(out, npy_chunks(parts, (len(pictures), *network.architecture.output_shape), "|u1"))
     else:
         write_new(out, grid_png(first_pictures(pictures, len(pictures)), np.concatenate(list(parts))))
     print(f"{out}: {len(pictures)} pictures of {description}")

@@ -2,13 +2,9 @@
 
 The steps are the GPU tests, a run of all versions beside PyTorch, the layers, the pytest-benchmark suite, and NVIDIA's
 compute-sanitizer over one tiny training step of each version. Each step is a process of its own, so a step that fails
-does not affect the others. ``--only`` selects steps. All steps share the ``--minutes``; a step that ends early leaves
-the rest of its time to the later ones. The folder receives the results files, the charts, the report page, the output
-of each step under ``logs/``, and a record that is rewritten after each step. A short table comes last. The exit code is
-1 if a step failed.
-
-With ``--simulator`` only the tests run, in Numba's simulator and on tiny networks. That needs no GPU; it checks
-indexing and barriers, and measures nothing.
+does not affect the others. All steps share the ``--minutes``; a step that ends early leaves its time to the later ones.
+The folder receives results files, charts, a report page, the output of each step under ``logs/``, and a record that is
+rewritten after each step. With ``--simulator`` only the tests run, in Numba's simulator, without a GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +24,9 @@ from typing import Annotated, Literal
 
 import pydantic.dataclasses
 import typer
+from pydantic import Field
 
-from bench.commands.console import run_script, say, show, wide_console
+from bench.commands.console import run_script, show
 from bench.commands.options import DataDir, Math, check_choice, check_precision, options_of
 from bench.machine.devices import ROOT, child_environment, choose_device
 from bench.machine.environment import Environment, describe_environment
@@ -42,42 +39,28 @@ from common.device import usable_cores
 from common.errors import UsageError, check_number
 from versions.registry import names
 
-SCHEMA = "convbench-campaign/1"
 SANITIZER = "compute-sanitizer"
-SANITIZER_TOOLS = ("memcheck", "racecheck")
-SANITIZER_FOLDERS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 SHARES = {"tests": 2.0, "run": 4.0, "layers": 1.0, "bench": 1.5, "sanitize": 1.5}
 """The share of each kind of step in the time that is left for it and the later kinds."""
 MOST_S = 7 * 24 * 3600
 LEAST_S = 5  # a step with less time is not started
 RESERVE_S = 30  # of the whole time: for the page and the table
 INTERRUPT_S = 20  # for an interrupted command to write its results
-
-PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command, and how its output is judged."""
-
-    kind: str
-    """What ``--only`` calls it."""
-    name: str
-    command: list[str]
-    """Empty if it cannot run; then ``note`` says why."""
-    required: str = ""
-    """Text without which the last line is not a success, such as the number of tests that passed."""
-    note: str = ""
+TONES = {"passed": "good", "FAILED": "bad", "not run": "quiet"}
 
 
 @pydantic.dataclasses.dataclass(config=CHECKED)
-class StepResult:
-    """The result of one step."""
+class Step:
+    """A command, and its result; ``kind`` is what ``--only`` calls it."""
 
+    kind: Annotated[str, Field(exclude=True)]
     name: str
-    words: str
-    outcome: Literal["passed", "FAILED", "not run"] = NOT_RUN
+    command: Annotated[list[str], Field(exclude=True)]
+    """Empty if it cannot run; then ``note`` says why."""
+    note: Annotated[str, Field(exclude=True)] = ""
+    words: str = ""
+    outcome: Literal["passed", "FAILED", "not run"] = "not run"
     seconds: NotNegative = 0.0
 
 
@@ -85,11 +68,11 @@ class StepResult:
 class CampaignRecord:
     """The file of a campaign."""
 
-    schema: Literal["convbench-campaign/1"] = SCHEMA
+    schema: Literal["convbench-campaign/1"] = "convbench-campaign/1"
     started: str
     environment: Environment
     device: str
-    parts: list[StepResult]
+    parts: list[Step]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +113,9 @@ def campaign_steps(options: CampaignOptions) -> list[Step]:
     out, gpu = str(options.out.resolve()), ["--device", "gpu", "--math", options.math]
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     convbench = [sys.executable, "-m", "bench"]
-    tests = [*pytest, *(["tests/simulator"] if options.simulator else ["tests", "-m", "gpu"])]
+    tests = [*pytest, "tests", "-m", "gpu"]
+    if options.simulator:
+        tests = ["env", "NUMBA_ENABLE_CUDASIM=1", *pytest, "tests/simulator"]
     run = [*convbench, "run", *gpu, "--out", out, "--data", options.data, "--data-dir", str(options.data_dir.resolve())]
     run += ["--samples", str(options.samples), "--epochs", str(options.epochs)]
     note = "PyTorch is not installed: not measured"
@@ -139,26 +124,26 @@ def campaign_steps(options: CampaignOptions) -> list[Step]:
     bench = [*pytest, "tests/benchmarks", *gpu, "--benchmark-only", "--benchmark-max-time=0.1"]
     bench += ["-k", "not epoch and not encode", f"--benchmark-json={out}/benchmarks.json"]
     return [
-        Step("tests", "tests", tests, required=" passed"),
-        Step("run", "run", run, note=note),
+        Step("tests", "tests", tests),
+        Step("run", "run", run, note),
         Step("layers", "layers", [*convbench, "layers", *gpu, "--out", out]),
-        Step("bench", "bench", bench, required=" passed"),
+        Step("bench", "bench", bench),
         *sanitizer_steps(),
     ]
 
 
 def sanitizer_steps() -> list[Step]:
     """A tiny training step of each version, for each of the sanitizer's tools."""
-    folders = [os.environ.get("PATH", ""), str(Path(sys.executable).parent), *SANITIZER_FOLDERS]
+    folders = [os.environ.get("PATH", ""), str(Path(sys.executable).parent), "/usr/local/cuda/bin", "/opt/cuda/bin"]
     program = shutil.which(SANITIZER, path=os.pathsep.join(folders))
     if program is None:
-        return [Step("sanitize", "sanitize", [], note=f"{SANITIZER} is not installed: not measured")]
+        return [Step("sanitize", "sanitize", [], f"{SANITIZER} is not installed: not measured")]
     # CuPy and cuBLAS try API calls that may fail; such a failure is not an error of a kernel.
     options = ["--report-api-errors", "no", "--error-exitcode", "9"]
     tiny = [sys.executable, "-m", "bench.experiments.tiny_step", "--backend"]
     return [
         Step("sanitize", f"{tool}-{name}", [program, "--tool", tool, *options, *tiny, name])
-        for tool in SANITIZER_TOOLS
+        for tool in ("memcheck", "racecheck")
         for name in names()
     ]
 
@@ -168,33 +153,38 @@ def run_campaign(options: CampaignOptions) -> None:
     begun = perf_counter()
     asked = options.kinds()
     device = "Numba's simulator" if options.simulator else choose_device("gpu").name
-    runs = prepare_folder(options.out)
-    (options.out / "logs").mkdir(exist_ok=True)
+    runs, logs = prepare_folder(options.out), options.out / "logs"
+    logs.mkdir(exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # the children of a nohup process would ignore SIGINT
     steps = campaign_steps(options)
+    for step in steps:
+        step.words = "not reached" if step.kind in asked else "not asked for"
     typed = ["python", "-m", "bench.experiments.gpu_campaign", *sys.argv[1:]]
     record = CampaignRecord(
         started=start_time(),
         environment=describe_environment("cpu" if options.simulator else "gpu", usable_cores(), typed),
         device=device,
-        parts=[StepResult(step.name, "not reached" if step.kind in asked else "not asked for") for step in steps],
+        parts=steps,
     )
     path = options.out / f"{record.started}_campaign.json"
     older, end_s = set(runs.glob("*.json")), begun + 60 * options.minutes - RESERVE_S
     interrupted = False
-    for step, result in zip(steps, record.parts, strict=True):
+    for step in steps:
         if step.kind in asked and not interrupted:
             left_s = end_s - perf_counter()
-            interrupted = run_step(step, result, options, left_s, share_s(left_s, step.kind, asked))
-            _write(record, path)
-    lines = [f"record: {path}"]
-    if files := sorted(set(runs.glob("*.json")) - older):
-        lines.append(_write_page(files, options))
-    _print(record, lines)
+            interrupted = run_step(step, logs, left_s, share_s(left_s, step.kind, asked))
+            try:
+                replace_file(path, f"{to_json(record)}\n".encode())
+            except OSError as error:  # the other steps and the table are still worth having
+                print(f"warning: cannot write {path}: {error.strerror or error}", file=sys.stderr)
+    files = sorted(set(runs.glob("*.json")) - older)
+    page = _write_page(files, (options.out / "report.html").resolve(), logs) if files else "no page: no results files"
+    show(_table(record))
+    print(f"record: {path}\n{page}")
     if interrupted:
         raise typer.Exit(130)
-    if any(result.outcome == FAILED for result in record.parts):
+    if any(step.outcome == "FAILED" for step in steps):
         raise typer.Exit(1)
 
 
@@ -204,10 +194,10 @@ def share_s(left_s: float, kind: str, asked: Sequence[str]) -> float:
     return max(0.0, left_s) * SHARES[kind] / sum(SHARES[other] for other in later if other in asked)
 
 
-def run_step(step: Step, result: StepResult, options: CampaignOptions, left_s: float, limit_s: float) -> bool:
+def run_step(step: Step, logs: Path, left_s: float, limit_s: float) -> bool:
     """Run one step and fill in its result; whether Ctrl-C ended it. No failure of the step is an exception."""
     if limit_s < LEAST_S or not step.command:
-        result.words = step.note if not step.command else "no time was left"
+        step.words = "no time was left" if step.command else step.note
         return False
     print(f"{step.name}: {limit_s:.0f} s at most", flush=True)
     command = step.command
@@ -216,32 +206,31 @@ def run_step(step: Step, result: StepResult, options: CampaignOptions, left_s: f
         command, limit_s = [*command, "--time-limit", str(round(limit_s))], left_s
     begun = perf_counter()
     try:
-        how, output = call(command, options.out / "logs" / f"{step.name}.log", limit_s, simulator=options.simulator)
+        how, output = call(command, logs / f"{step.name}.log", limit_s)
     except OSError as error:  # such as a full disk
         how, output = "it cannot run", error.strerror or str(error)
-    result.seconds = perf_counter() - begun
+    step.seconds = perf_counter() - begun
     lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("warning:")]
     last = lines[-1] if lines else "no output"
-    if how == "exit code 0" and step.required in last:
-        result.outcome = PASSED
+    only_skipped = step.kind in ("tests", "bench") and " passed" not in last
+    if how == "exit code 0" and not only_skipped:
         file = next((line for line in lines if line.startswith("results: ")), last)
-        result.words = f"{file}; {step.note}" if step.note else file
-    elif "Device not supported" in output and step.kind == "sanitize":
-        result.words = f"{SANITIZER} does not support this device: not measured"
+        step.outcome, step.words = "passed", f"{file}; {step.note}" if step.note else file
+    elif step.kind == "sanitize" and "Device not supported" in output:
+        step.words = f"{SANITIZER} does not support this device: not measured"
     else:
-        result.outcome, result.words = FAILED, f"{how}: {last}"
+        step.outcome, step.words = "FAILED", f"{how}: {last}"
     return how == INTERRUPTED
 
 
-def call(command: list[str], log: Path, limit_s: float, *, simulator: bool = False) -> tuple[str, str]:
+def call(command: list[str], log: Path, limit_s: float) -> tuple[str, str]:
     """Run a command; how it ended, and its output, which also goes to ``log``.
 
     When its time is up, and on Ctrl-C, it receives SIGINT, upon which it writes the results that it has.
     """
-    environment = child_environment() | ({"NUMBA_ENABLE_CUDASIM": "1"} if simulator else {})
     with log.open("w+", encoding="utf-8", errors="replace") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env=child_environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -258,31 +247,19 @@ def call(command: list[str], log: Path, limit_s: float, *, simulator: bool = Fal
         return how, file.read()
 
 
-def _write(record: CampaignRecord, path: Path) -> None:
-    try:
-        replace_file(path, (to_json(record) + "\n").encode())
-    except OSError as error:  # the other steps and the table are still worth having
-        print(f"warning: cannot write {path}: {error.strerror or error}", file=sys.stderr)
-
-
-def _write_page(files: list[Path], options: CampaignOptions) -> str:
-    page = (options.out / "report.html").resolve()
+def _write_page(files: list[Path], page: Path, logs: Path) -> str:
     command = [sys.executable, "-m", "bench", "report", *(str(file.resolve()) for file in files)]
-    how, output = call([*command, "--out", str(page), "--force"], options.out / "logs" / "page.log", RESERVE_S)
+    how, output = call([*command, "--out", str(page), "--force"], logs / "page.log", RESERVE_S)
     return f"page: {page}" if how == "exit code 0" else f"no page: {how}: {output.strip()}"
 
 
-def _print(record: CampaignRecord, lines: list[str]) -> None:
-    tones = {PASSED: "good", FAILED: "bad", NOT_RUN: "quiet"}
-    rows = [
-        row(result.name, Cell(result.outcome, tone=tones[result.outcome]), f"{result.seconds:.0f}", result.words)
-        for result in record.parts
-    ]
+def _table(record: CampaignRecord) -> Table:
     columns = [Column("step", text=True), Column("outcome", text=True), Column("seconds"), Column("", text=True)]
-    console = wide_console()
-    show(Table(record.device, columns, [Group(rows)]), console)
-    for line in lines:
-        say(console, line)
+    rows = [
+        row(part.name, Cell(part.outcome, tone=TONES[part.outcome]), f"{part.seconds:.0f}", part.words)
+        for part in record.parts
+    ]
+    return Table(record.device, columns, [Group(rows)])
 
 
 if __name__ == "__main__":

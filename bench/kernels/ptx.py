@@ -7,21 +7,13 @@ of the inner loop are final. The floats loaded for each multiply-add show how mu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bench.records.kernels import LoopCounts
 
-LABEL = re.compile(r"^([$\w]+):")
-BRANCH = re.compile(r"^(?P<predicate>@\S+\s+)?bra(?:\.uni)?\s+(?P<label>[$\w]+)")
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Instructions without a branch in or out, and the blocks that can follow."""
-
-    counts: LoopCounts
-    successors: tuple[int, ...]
+FUNCTION = re.compile(r"^\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)  # a call's own braces are indented
+LABEL = re.compile(r"([$\w]+):")
+BRANCH = re.compile(r"(?:@\S+\s+)?bra(?:\.uni)?\s+([$\w]+)")
+ENDS = ("ret", "exit", "trap")
 
 
 def inner_loop(ptx: str) -> LoopCounts | None:
@@ -30,13 +22,13 @@ def inner_loop(ptx: str) -> LoopCounts | None:
     If no innermost loop has an FMA, the outer loop with the most FMAs is counted, without the loops inside it.
     """
     innermost, outer = [], []
-    for body in _functions(ptx):
-        blocks = _blocks(body)
-        loops = _loops(blocks)
+    for body in FUNCTION.findall(ptx):
+        blocks, successors = _flow_graph(body)
+        loops = _loops(successors)
         for header, members in loops.items():
-            inside = set().union(*(loops[other] for other in loops if other != header and other in members))
-            counts = sum((blocks[number].counts for number in members - inside), LoopCounts())
-            (outer if inside else innermost).append(counts)
+            inside = set().union(*(loops[other] for other in members & loops.keys() - {header}))
+            counts = (_count(line) for number in members - inside for line in blocks[number])
+            (outer if inside else innermost).append(sum(counts, LoopCounts()))
     for candidates in (innermost, outer):
         best = max(candidates, key=lambda counts: counts.fma, default=LoopCounts())
         if best.fma:
@@ -44,53 +36,63 @@ def inner_loop(ptx: str) -> LoopCounts | None:
     return None
 
 
-def _functions(ptx: str) -> Iterator[list[str]]:
-    """Yield the lines of each function's body."""
-    body: list[str] = []
-    depth = 0  # a call has its own braces
-    for raw in ptx.splitlines():
-        line = raw.split("//")[0].strip()
-        if line == "{":
-            depth += 1
-        elif line == "}":
-            depth -= 1
-            if depth == 0:
-                yield body
-                body = []
-        elif depth and line:
-            body.append(line)
-
-
-def _blocks(lines: list[str]) -> list[_Block]:
-    """Cut a function at its labels and after its branches."""
+def _flow_graph(body: str) -> tuple[list[list[str]], list[list[int]]]:
+    """The basic blocks of a function, and the numbers of the blocks that can follow each one."""
+    blocks: list[list[str]] = [[]]
     starts: dict[str, int] = {}
-    cut: list[list[str]] = [[]]
-    for line in lines:
+    for raw in body.splitlines():
+        line = raw.partition("//")[0].strip()
         if label := LABEL.match(line):
-            if cut[-1]:
-                cut.append([])
-            starts[label[1]] = len(cut) - 1
-            continue
-        cut[-1].append(line)
-        if BRANCH.match(line) or line.startswith(("ret", "exit", "trap")):
-            cut.append([])
-    blocks = []
-    for number, block in enumerate(cut):
+            if blocks[-1]:
+                blocks.append([])
+            starts[label[1]] = len(blocks) - 1
+        elif line:
+            blocks[-1].append(line)
+            if BRANCH.match(line) or line.startswith(ENDS):
+                blocks.append([])
+    successors = []
+    for number, block in enumerate(blocks, 1):
         last = block[-1] if block else ""
         branch = BRANCH.match(last)
-        successors = []
-        if branch:
-            successors.append(starts[branch["label"]])
-        ends = last.startswith(("ret", "exit", "trap")) or (branch and not branch["predicate"])
-        if not ends and number + 1 < len(cut):
-            successors.append(number + 1)
-        blocks.append(_Block(sum(map(_count, block), LoopCounts()), tuple(successors)))
-    return blocks
+        following = [starts[branch[1]]] if branch else []
+        if number < len(blocks) and not last.startswith(("bra", *ENDS)):
+            following.append(number)
+        successors.append(following)
+    return blocks, successors
+
+
+def _loops(successors: list[list[int]]) -> dict[int, set[int]]:
+    """The blocks of each natural loop, by the block at its entry, its header.
+
+    An edge closes a loop if every path from the start to its source passes its target. The loop has all blocks that
+    reach the source without passing the header. See Aho, Lam, Sethi and Ullman, "Compilers", 2006, section 9.6.
+    """
+    predecessors: list[list[int]] = [[] for _ in successors]
+    edges = [(source, target) for source, targets in enumerate(successors) for target in targets]
+    for source, target in edges:
+        predecessors[target].append(source)
+    loops: dict[int, set[int]] = {}
+    for source, header in edges:
+        if source not in _reached(0, successors, header):
+            loops.setdefault(header, {header}).update(_reached(source, predecessors, header))
+    return loops
+
+
+def _reached(start: int, neighbours: list[list[int]], avoided: int) -> set[int]:
+    """The blocks on all paths from ``start`` that avoid one block."""
+    reached: set[int] = set()
+    waiting = [start]
+    while waiting:
+        number = waiting.pop()
+        if number != avoided and number not in reached:
+            reached.add(number)
+            waiting += neighbours[number]
+    return reached
 
 
 def _count(line: str) -> LoopCounts:
-    operation = line.partition(" ")[2].lstrip() if line.startswith("@") else line
-    name, *modifiers = operation.replace("\t", " ").split(" ")[0].rstrip(";").split(".")
+    operation = re.sub(r"^@\S+\s+", "", line)
+    name, *modifiers = operation.split()[0].rstrip(";").split(".")
     if name == "fma" and modifiers[-1] in ("f32", "f32x2"):
         return LoopCounts(fma=2 if modifiers[-1] == "f32x2" else 1)
     if name != "ld" or {"local", "param", "const"} & set(modifiers):
@@ -101,44 +103,3 @@ def _count(line: str) -> LoopCounts:
         return LoopCounts(shared_loads=1, shared_floats=floats)
     # libNVVM omits the state space where it does not know it: an argument, so global memory.
     return LoopCounts(global_loads=1, global_floats=floats)
-
-
-def _loops(blocks: list[_Block]) -> dict[int, set[int]]:
-    """The blocks of each natural loop, by the block at its entry.
-
-    A back edge is a branch to a block on the current depth-first path. Its loop has all blocks that reach the back edge
-    without passing the entry. See Aho, Lam, Sethi and Ullman, "Compilers", 2006, section 9.6.
-    """
-    back: list[tuple[int, int]] = []
-    path: set[int] = set()
-    seen: set[int] = set()
-    stack: list[tuple[int, bool]] = [(0, False)]
-    while stack:
-        number, done = stack.pop()
-        if done:
-            path.discard(number)
-            continue
-        if number in seen:
-            continue
-        seen.add(number)
-        path.add(number)
-        stack.append((number, True))
-        for successor in blocks[number].successors:
-            if successor in path:
-                back.append((number, successor))
-            elif successor not in seen:
-                stack.append((successor, False))
-    before: dict[int, list[int]] = {}
-    for number in seen:
-        for successor in blocks[number].successors:
-            before.setdefault(successor, []).append(number)
-    loops: dict[int, set[int]] = {}
-    for source, header in back:
-        members = loops.setdefault(header, {header})
-        waiting = [source]
-        while waiting:
-            number = waiting.pop()
-            if number not in members:
-                members.add(number)
-                waiting += before.get(number, [])
-    return loops

@@ -11,7 +11,7 @@ Target = tuple[int, int]  # compute capability
 REGISTERS = 65_536  # of a multiprocessor, on all targets
 REGISTER_UNIT = 256  # a warp gets its registers in units of this size
 WARP_UNIT = 4  # a multiprocessor has four schedulers, each with a quarter of the registers
-LANES = 32
+LANES = 32  # threads of a warp
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,8 @@ class Multiprocessor:
     warps: int
     blocks: int
     shared_bytes: int
-    reserved_bytes: int
-    """Shared memory that the system adds to each block."""
-    shared_unit: int
-    """A block gets its shared memory in units of this many bytes."""
+    reserved_bytes: int  # shared memory that the system adds to each block
+    shared_unit: int  # a block gets its shared memory in units of this many bytes
 
 
 # NVIDIA, "CUDA C++ Programming Guide" 13.0, "Technical Specifications per Compute Capability".
@@ -42,14 +40,12 @@ def target_name(target: Target) -> str:
     return f"sm_{target[0]}{target[1]}"
 
 
-def find_targets(name: str | None) -> tuple[Target, ...]:
-    """The target of that name, or all of them; UsageError lists the known ones."""
+def find_targets(name: str) -> tuple[Target, ...]:
+    """The target of that name, or ``all``; UsageError lists the known ones."""
     known = {target_name(target): target for target in TARGETS}
-    if name in (None, "all"):
-        return TARGETS
-    if name not in known:
+    if name not in (*known, "all"):
         raise UsageError(f"unknown target {name!r}: choose from {', '.join(known)} or all")
-    return (known[name],)
+    return TARGETS if name == "all" else (known[name],)
 
 
 def occupancy(target: Target, threads: int, registers: int, shared_bytes: int) -> float:

@@ -1,10 +1,7 @@
 """The highest speeds of this machine, measured in the run that uses them: a large matrix product, a copy and a read.
 
-On a CPU the product is the faster of two variants: each thread computes a product of its own, with matrices that fit
-its caches, or all threads share one product. On a GPU it is one product by cuBLAS, in the requested precision.
 The bytes of a copy are those read plus those written. The read is a dot product of a vector with itself, because
-operations that mostly read can be faster than a copy. The best of several rounds counts: a ceiling is the highest speed
-that was ever reached.
+operations that mostly read can be faster than a copy. The best of several rounds counts.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from math import inf
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -20,24 +17,23 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from bench.machine.devices import cpu_cache_bytes
+from bench.machine.timers import EventTimer, seconds_of
 from bench.model import CHECKED, Count, Positive
 from common.backend import Device, Precision
 from common.operations import OperationWork
 
 MARGIN = 1.10
 """A speed above this multiple of a ceiling is suspicious; the ceiling is a measurement too."""
-
 BEYOND_CACHE = 4
 """An operation that moves more than this multiple of the last cache hardly profits from cached data."""
 
 CPU_OWN_GEMM, CPU_SHARED_GEMM = 768, 2048  # sides of the square matrices
+OWN_PRODUCTS = 2  # in one timed call, beside which handing it to the threads is short
 CPU_VECTOR = 32 * 1024 * 1024  # floats: 128 MiB
 GPU_GEMM = 8192
 GPU_VECTOR = 128 * 1024 * 1024  # floats: 512 MiB, several times the largest L2
 ROUNDS = 20  # short rounds: on a busy machine, some run undisturbed
-
-
-SPEEDS = ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s")
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -87,7 +83,8 @@ class Ceilings:
 
     def higher(self, other: Ceilings) -> Ceilings:
         """The higher speeds of two measurements of one machine."""
-        return replace(self, **{speed: max(getattr(self, speed), getattr(other, speed)) for speed in SPEEDS})
+        speeds = ("gemm_flop_per_s", "copy_bytes_per_s", "read_bytes_per_s")
+        return replace(self, **{speed: max(getattr(self, speed), getattr(other, speed)) for speed in speeds})
 
 
 def measure_ceilings(device: Device, precision: Precision, threads: int) -> Ceilings:
@@ -95,82 +92,50 @@ def measure_ceilings(device: Device, precision: Precision, threads: int) -> Ceil
     return _measure_gpu(precision, threads) if device == "gpu" else _measure_cpu(threads)
 
 
-def cpu_cache_bytes() -> int | None:
-    """Size of the processor's last cache; None where Linux does not report it."""
-    sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        unit = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(text[-1:], 1)
-        digits = text.rstrip("KMG")
-        if digits.isdigit():
-            sizes.append(int(digits) * unit)
-    return max(sizes, default=None)
-
-
-def _best(call: Callable[[], None]) -> float:
-    """Shortest of ``ROUNDS`` calls, in seconds, after a warm-up call."""
-    call()
-    times = []
-    for _ in range(ROUNDS):
-        start = perf_counter()
-        call()
-        times.append(perf_counter() - start)
-    return min(times)
-
-
 def _measure_cpu(threads: int) -> Ceilings:
+    """The product is the faster of two: one a thread, with matrices that fit its caches, or one that all share."""
     from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(0)
+    own = rng.random((threads, 3, CPU_OWN_GEMM, CPU_OWN_GEMM), np.float32)
+    a, b, c = rng.random((3, CPU_SHARED_GEMM, CPU_SHARED_GEMM), np.float32)
+    source = np.ones((threads, CPU_VECTOR // threads), np.float32)
+    target = np.zeros_like(source)
+
+    def best(call: Callable[[], Any]) -> float:
+        return seconds_of(perf_counter, call, ROUNDS, inf)
+
     with ThreadPoolExecutor(threads) as pool:
 
-        def on_all(work: Callable[[int], Any]) -> None:
-            list(pool.map(work, range(threads)))
-
-        own = [rng.random((3, CPU_OWN_GEMM, CPU_OWN_GEMM), np.float32) for _ in range(threads)]
-        repeats = 2
+        def best_on_all(work: Callable[[int], Any]) -> float:
+            return best(lambda: list(pool.map(work, range(threads))))
 
         def own_products(thread: int) -> None:
-            a, b, c = own[thread]
-            for _ in range(repeats):
-                np.matmul(a, b, out=c)
+            for _ in range(OWN_PRODUCTS):
+                np.matmul(own[thread, 0], own[thread, 1], out=own[thread, 2])
 
         with threadpool_limits(limits=1, user_api="blas"):
-            seconds = _best(lambda: on_all(own_products))
-        flop_per_s = threads * repeats * 2 * CPU_OWN_GEMM**3 / seconds
-        a, b, c = rng.random((3, CPU_SHARED_GEMM, CPU_SHARED_GEMM), np.float32)
+            own_s = best_on_all(own_products) / OWN_PRODUCTS
+            copy_s = best_on_all(lambda thread: np.copyto(target[thread], source[thread]))
+            read_s = best_on_all(lambda thread: np.dot(source[thread], source[thread]))
         with threadpool_limits(limits=threads, user_api="blas"):
-            seconds = _best(lambda: np.matmul(a, b, out=c))
-        flop_per_s = max(flop_per_s, 2 * CPU_SHARED_GEMM**3 / seconds)
-
-        source = np.ones((threads, CPU_VECTOR // threads), np.float32)
-        target = np.zeros_like(source)
-        copy_s = _best(lambda: on_all(lambda thread: np.copyto(target[thread], source[thread])))
-        with threadpool_limits(limits=1, user_api="blas"):
-            read_s = _best(lambda: on_all(lambda thread: np.dot(source[thread], source[thread])))
-    return Ceilings(
-        "cpu", "fp32", threads, flop_per_s, 2 * source.nbytes / copy_s, source.nbytes / read_s, cpu_cache_bytes()
-    )
+            shared_s = best(lambda: np.matmul(a, b, out=c))
+    flop_per_s = max(threads * 2 * CPU_OWN_GEMM**3 / own_s, 2 * CPU_SHARED_GEMM**3 / shared_s)
+    size = source.nbytes
+    return Ceilings("cpu", "fp32", threads, flop_per_s, 2 * size / copy_s, size / read_s, cpu_cache_bytes())
 
 
 def _measure_gpu(precision: Precision, threads: int) -> Ceilings:
+    """The product is one by cuBLAS, in the given precision."""
     import cupy
 
     from common.gpu import CudaRuntime, Operand
 
     runtime = CudaRuntime(precision)
+    timer = EventTimer(runtime.stream)
 
     def best(call: Callable[[], Any]) -> float:
-        call()
-        times = []
-        for _ in range(ROUNDS):
-            start, end = cupy.cuda.Event(), cupy.cuda.Event()
-            start.record(runtime.stream)
-            call()
-            end.record(runtime.stream)
-            end.synchronize()
-            times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
-        return min(times)
+        return seconds_of(timer, call, ROUNDS, inf)
 
     side = GPU_GEMM
     matrices = [runtime.empty((side, side), np.float32) for _ in range(3)]

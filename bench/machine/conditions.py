@@ -1,7 +1,6 @@
 """The state of the machine around a measurement: its load, and the clocks of the GPU.
 
-Conditions are read immediately before and after the timed part, while a GPU is still warm. If the machine is busy, or
-the GPU throttled or clocked lower afterwards, that is not an error; table and file contain a warning.
+A busy machine, or a GPU that is throttled or clocked lower afterwards, is not an error; table and file have a warning.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from bench.machine.devices import nvml_gpu
 from bench.model import CHECKED
 from common.backend import Device
 
-BUSY_SHARE = 0.25  # if other processes use a larger share of the cores, there is a warning
+BUSY_SHARE = 0.25  # of the cores
 CLOCK_CHANGE = 0.05
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons that slow a GPU down (nvml.h, nvmlClocksEventReason*).
@@ -65,8 +64,7 @@ class ConditionsAround:
         if busy is not None and busy > BUSY_SHARE:
             warnings.append(f"other work kept {100 * busy:.0f} % of the cores busy before the measurement began")
         before, after = self.before.gpu or GpuConditions(), self.after.gpu or GpuConditions()
-        reasons = {*(before.throttle_reasons or ()), *(after.throttle_reasons or ())}
-        if reasons:
+        if reasons := {*(before.throttle_reasons or ()), *(after.throttle_reasons or ())}:
             warnings.append(f"the GPU was throttled: {', '.join(sorted(reasons))}")
         for name, first, last in (
             ("memory clock", before.memory_clock_mhz, after.memory_clock_mhz),
@@ -81,7 +79,7 @@ class ConditionsAround:
 def read_conditions(device: Device) -> Conditions:
     """Read the load now; on a GPU also NVML's clocks, temperature, power and throttle reasons."""
     cores = psutil.cpu_percent(interval=0.2, percpu=True)
-    ours = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(len(cores))
+    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
     shares = [cores[core] / 100 for core in ours if core < len(cores)]
     return Conditions(
         cpu_busy_share=round(sum(shares) / len(shares), 3) if shares else None,

@@ -8,7 +8,6 @@ it is not.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +15,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +47,42 @@ class Probe:
     detail: str
 
 
+def device_status(device: Device) -> DeviceStatus:
+    """Whether ``device`` can be used, and its model."""
+    if device == "cpu":
+        return DeviceStatus("cpu", True, cpu_name())
+    probes = probe_gpu()
+    last = probes[-1]
+    if last.ok:
+        return DeviceStatus("gpu", True, probes[0].detail)
+    return DeviceStatus("gpu", False, "", f"{last.what}: {last.detail}")
+
+
+def choose_device(asked: str) -> DeviceStatus:
+    """The device for ``auto``, ``cpu`` or ``gpu``; UsageError with the reason if it cannot be used. No fallback."""
+    if asked not in ("auto", *DEVICES):
+        raise UsageError(f"unknown device {asked!r}: choose from auto, {', '.join(DEVICES)}")
+    if asked != "cpu":
+        status = device_status("gpu")
+        if status.available:
+            return status
+        if asked == "gpu":
+            raise UsageError(f"--device gpu cannot run here: {status.reason}. Choose cpu or auto")
+    return device_status("cpu")
+
+
 def cpu_name() -> str:
     """The processor's model as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def cpu_cache_bytes() -> int | None:
+    """Size of the processor's last cache; None where Linux does not report it."""
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")  # 32768K
+    return max((1024 * int(file.read_text().strip().removesuffix("K")) for file in files), default=None)
 
 
 def child_environment() -> dict[str, str]:
@@ -72,74 +99,12 @@ def child_environment() -> dict[str, str]:
     }
 
 
-def probe_gpu() -> list[Probe]:
-    """Try everything that the GPU versions need, in order, up to the first failure.
-
-    A child process creates the CUDA contexts, so that they do not hold device memory during a measurement.
-    """
-    if in_simulator():
-        return [Probe("real device", False, "NUMBA_ENABLE_CUDASIM is set: Numba's simulator is not a GPU")]
-    driver = _attempt(*STEPS[0])
-    if not driver.ok:
-        return [driver]
-    command = [sys.executable, "-c", "import bench.machine.devices as d; d.print_probes()"]
-    try:
-        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300, check=True)
-        return [Probe(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        return [driver, Probe("CUDA libraries", False, f"trying them failed: {type(error).__name__}")]
-
-
-def print_probes() -> None:
-    """Make every attempt in this process and print the results as JSON, for ``probe_gpu``."""
-    probes = []
-    for what, action, hint in STEPS:
-        probes.append(_attempt(what, action, hint))
-        if not probes[-1].ok:
-            break
-    print(json.dumps([asdict(probe) for probe in probes]))
-
-
-def _attempt(what: str, action: Callable[[], str], hint: str) -> Probe:
-    try:
-        return Probe(what, True, action())
-    except Exception as error:  # a driver or a library can fail to load in many ways
-        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return Probe(what, False, f"{first_line}; {hint}")
-
-
-def device_status(device: Device) -> DeviceStatus:
-    """Whether ``device`` can be used, and its model."""
-    if device == "cpu":
-        return DeviceStatus("cpu", True, cpu_name())
-    probes = probe_gpu()
-    failed = next((probe for probe in probes if not probe.ok), None)
-    if failed:
-        return DeviceStatus("gpu", False, "", f"{failed.what}: {failed.detail}")
-    return DeviceStatus("gpu", True, probes[0].detail)
-
-
-def choose_device(asked: str) -> DeviceStatus:
-    """The device for ``auto``, ``cpu`` or ``gpu``; UsageError with the reason if it cannot be used. No fallback."""
-    if asked not in ("auto", *DEVICES):
-        raise UsageError(f"unknown device {asked!r}: choose from auto, {', '.join(DEVICES)}")
-    if asked == "cpu":
-        return device_status("cpu")
-    status = device_status("gpu")
-    if status.available:
-        return status
-    if asked == "gpu":
-        raise UsageError(f"--device gpu cannot run here: {status.reason}. Choose cpu or auto")
-    return device_status("cpu")
-
-
 @contextlib.contextmanager
 def nvml_gpu() -> Iterator[tuple[Any, Any]]:
-    """NVML, and its handle of CUDA's first GPU.
+    """NVML, and its handle of CUDA's first GPU; RuntimeError if there is none.
 
-    NVML numbers GPUs by bus and ignores CUDA_VISIBLE_DEVICES, so this function applies that variable. Processes that
-    use the GPU get CUDA_DEVICE_ORDER=PCI_BUS_ID, so that CUDA numbers GPUs in the same way. Raises RuntimeError if
-    there is none.
+    NVML numbers GPUs by bus and ignores CUDA_VISIBLE_DEVICES, so this function applies that variable.
+    ``child_environment`` lets CUDA number them in the same way.
     """
     import pynvml
 
@@ -156,17 +121,56 @@ def nvml_gpu() -> Iterator[tuple[Any, Any]]:
         pynvml.nvmlShutdown()
 
 
+# Probes -------------------------------------------------------------------------------------------------------------
+
+
+def probe_gpu() -> list[Probe]:
+    """Try everything that the GPU versions need, in order, up to the first failure.
+
+    A child process creates the CUDA contexts, so that they do not hold device memory during a measurement.
+    """
+    if in_simulator():
+        return [Probe("real device", False, "NUMBA_ENABLE_CUDASIM is set: Numba's simulator is not a GPU")]
+    driver = _attempt("NVIDIA driver", _driver, "a machine with an NVIDIA GPU and its driver is needed")
+    if not driver.ok:
+        return [driver]
+    command = [sys.executable, "-c", "import bench.machine.devices as d; d.print_probes()"]
+    try:
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300, check=True)
+        return [driver, *(Probe(*found) for found in json.loads(done.stdout.splitlines()[-1]))]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return [driver, Probe("CUDA libraries", False, f"trying them failed: {type(error).__name__}")]
+
+
+def print_probes() -> None:
+    """Try the CUDA libraries in this process and print the results as JSON, for ``probe_gpu``."""
+    probes = []
+    for what, action in (("numba-cuda", _numba_cuda), ("CuPy", _cupy), ("cuBLAS through CuPy", _cublas)):
+        probes.append(_attempt(what, action, GPU_INSTALL_HINT))
+        if not probes[-1].ok:
+            break
+    print(json.dumps([astuple(probe) for probe in probes]))
+
+
+def _attempt(what: str, action: Callable[[], str], hint: str) -> Probe:
+    try:
+        return Probe(what, True, action())
+    except Exception as error:  # a driver or a library can fail to load in many ways
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        return Probe(what, False, f"{first_line}; {hint}")
+
+
 def _driver() -> str:
     with nvml_gpu() as (nvml, gpu):
         return nvml.nvmlDeviceGetName(gpu)
 
 
 def _numba_cuda() -> str:
+    version = importlib.metadata.version("numba-cuda")
     from numba import cuda
 
-    importlib.import_module("numba_cuda")
     cuda.current_context()
-    return f"{importlib.metadata.version('numba-cuda')}"
+    return version
 
 
 def _cupy() -> str:
@@ -179,16 +183,4 @@ def _cupy() -> str:
 def _cublas() -> str:
     from cupy.cuda import cublas
 
-    handle = cublas.create()
-    try:
-        return f"version {cublas.getVersion(handle)}"
-    finally:
-        cublas.destroy(handle)
-
-
-STEPS: tuple[tuple[str, Callable[[], str], str], ...] = (
-    ("NVIDIA driver", _driver, "a machine with an NVIDIA GPU and its driver is needed"),
-    ("numba-cuda", _numba_cuda, GPU_INSTALL_HINT),
-    ("CuPy", _cupy, GPU_INSTALL_HINT),
-    ("cuBLAS through CuPy", _cublas, GPU_INSTALL_HINT),
-)
+    return f"version {cublas.getVersion(cublas.create())}"

@@ -22,8 +22,6 @@ LIBRARIES = (
     "numpy", "numba", "scipy", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x",
     "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc", "torch",
 )  # fmt: skip
-WORKER_NUMBA_OPT = "2"
-"""LLVM's optimisation level in the workers: 2 compiles parallel loops faster than Numba's default, 3."""
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -36,7 +34,8 @@ def worker_environment(threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",  # the network has small grids
     }
-    return {"NUMBA_OPT": WORKER_NUMBA_OPT, **child_environment(), **fixed}
+    # LLVM's level 2 compiles parallel loops faster than Numba's default, 3.
+    return {"NUMBA_OPT": "2", **child_environment(), **fixed}
 
 
 @dataclass(config=CHECKED)
@@ -98,12 +97,11 @@ def describe_environment(device: Device, threads: int, command_line: list[str]) 
         commit=commit,
         dirty=dirty,
         command_line=command_line,
-        gpu=describe_gpu() if device == "gpu" else None,
+        gpu=_describe_gpu() if device == "gpu" else None,
     )
 
 
-def describe_gpu() -> Gpu:
-    """Describe the GPU in use, as NVML reports it."""
+def _describe_gpu() -> Gpu:
     with nvml_gpu() as (nvml, gpu):
         cuda = nvml.nvmlSystemGetCudaDriverVersion()
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(gpu)
@@ -135,18 +133,16 @@ def peak_process_bytes() -> int:
 
 def git_state() -> tuple[str, bool]:
     """The short commit, and whether the code differs from it; ("nogit", True) outside a checkout."""
-    commit = _git("rev-parse", "--short=10", "HEAD")
-    if commit is None:
-        return "nogit", True
-    return commit, bool(_git("status", "--porcelain", "--", *CODE))
 
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
 
-def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+        return git("rev-parse", "--short=10", "HEAD"), bool(git("status", "--porcelain", "--", *CODE))
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        return "nogit", True
 
 
 def _version(distribution: str) -> str | None:

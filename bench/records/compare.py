@@ -1,32 +1,35 @@
 """Compare two files of samples: which rows became faster, which slower, and which cannot be decided.
 
-A row is SLOWER or FASTER if three conditions hold. The samples of the two files differ (Mann-Whitney U, two-sided,
-p < alpha). The medians differ by at least the least effect. The bootstrap interval of the ratio of medians excludes 1,
-where there are enough samples for an interval. A row is SAME if that interval lies within the least effect, which rules
-out a relevant difference. Every other row is UNCLEAR, with the reason; "no difference found" is not SAME.
-
-At an alpha of 0.05, five of a hundred equal rows would differ by chance. So p is corrected for the number of rows
-(Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979): the probability of one or more false alarms in
-the whole comparison is at most alpha.
-
-Both tests see the scatter within each file, but not the changes between two runs, such as other memory addresses or a
-warmer machine. The least effect covers these. Two runs of the same commit show how large it must be.
+A row is SLOWER or FASTER if its samples differ (Mann-Whitney U, two-sided, corrected for the number of rows), its
+medians differ by the least effect or more, and the bootstrap interval of their ratio, if any, excludes 1. It is SAME if
+the interval lies within the least effect, else UNCLEAR, with the reason. The tests see the scatter within each file;
+the least effect covers changes between two runs, such as other memory addresses.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.records.samples import GROUPS, MEMORY, SampleFile, Settings, read_samples
+from bench.records.samples import SampleFile, read_samples
 from bench.records.statistics import FEWEST_SAMPLES, ratio_interval
 from common.errors import UsageError
 
 FASTER, SLOWER, SAME, UNCLEAR = VERDICTS = ("FASTER", "SLOWER", "SAME", "UNCLEAR")
+GROUPS = {
+    "machine": ("cpu", "cores", "memory_bytes", "system"),
+    "gpu": ("device", "GPU", "driver"),
+    "threads": ("threads",),
+    "data": ("data", "samples", "batch_size", "learning_rate", "seed", "network", "epoch_pictures"),
+    "math": ("--math", "math"),
+}
+"""The settings that two rows must share, under the names that ``--allow`` takes."""
+
 FAILURES = ("slower", "unclear", "missing")
 
 MOST_ARRANGEMENTS = 20_000  # up to 8 against 8 samples, the p of tied samples is exact
@@ -97,6 +100,38 @@ def compare_files(
     UsageError if a file cannot be compared, if the files are of different kinds or share no row, if their settings
     differ in a group that ``allow`` does not name, or if an argument is invalid.
     """
+    _check_arguments(alpha, effect, allow, fail_on)
+    before, after = _shorten_names(read_samples(old), read_samples(new))
+    if before.kind != after.kind:
+        raise UsageError(f"{old} is of {before.kind}, {new} of {after.kind}: both must be of the same kind")
+    common = [name for name in before.rows if name in after.rows]
+    if not common:
+        names = f"{first_names(list(before.rows))} and {first_names(list(after.rows))}"
+        raise UsageError(f"{old} and {new} have no row in common: {names}")
+    pairs, not_timed = {}, {}
+    for name in common:
+        rows = {"OLD": before.rows[name], "NEW": after.rows[name]}
+        reasons = [f"{which}: {row.reason}" for which, row in rows.items() if row.reason]
+        if reasons:
+            not_timed[name] = "; ".join(reasons)
+        else:
+            pairs[name] = rows["OLD"].samples, rows["NEW"].samples
+    software = _changes(before.software, after.software, {**before.software, **after.software})
+    had_time = [name for name, row in before.rows.items() if not row.reason]
+    return Comparison(
+        alpha=alpha,
+        effect=effect,
+        notes=_check_settings(before, after, common, allow) + list(software),
+        judgements=judge(pairs, alpha, effect),
+        not_timed=not_timed,
+        only_old=[name for name in before.rows if name not in after.rows],
+        only_new=[name for name in after.rows if name not in before.rows],
+        missing=[name for name in had_time if name not in after.rows or after.rows[name].reason],
+        warnings=[f"{which}: {text}" for which, file in (("OLD", before), ("NEW", after)) for text in file.warnings],
+    )
+
+
+def _check_arguments(alpha: float, effect: float, allow: Sequence[str], fail_on: Sequence[str]) -> None:
     for name, values, choices in (("--allow", allow, GROUPS), ("--fail-on", fail_on, FAILURES)):
         for value in values:
             if value not in choices:
@@ -105,48 +140,6 @@ def compare_files(
         raise UsageError(f"alpha {alpha}: must be above 0 and below 1")
     if not (effect > 0 and math.isfinite(effect)):
         raise UsageError(f"effect {effect}: must be above 0, as 0.05 for five per cent")
-    before, after = read_samples(old), read_samples(new)
-    if before.kind != after.kind:
-        raise UsageError(f"{old} is of {before.kind}, {new} of {after.kind}: both must be of the same kind")
-    return compare_samples(before, after, alpha=alpha, effect=effect, allow=allow)
-
-
-def compare_samples(
-    old: SampleFile, new: SampleFile, *, alpha: float, effect: float, allow: Sequence[str] = ()
-) -> Comparison:
-    """Judge every row that two files of one kind share; UsageError as in ``compare_files``."""
-    old, new = _shorten_names(old, new)
-    common = [name for name in old.rows if name in new.rows]
-    if not common:
-        raise UsageError(
-            f"{old.path} and {new.path} have no row in common: "
-            f"{first_names(list(old.rows))} and {first_names(list(new.rows))}"
-        )
-    notes = _check_settings(old, new, common, allow)
-    software = {**old.software, **new.software}
-    changed = [name for name in software if old.software.get(name) != new.software.get(name)]
-    notes += [f"{name}: {_in_words(old.software.get(name))} -> {_in_words(new.software.get(name))}" for name in changed]
-
-    pairs, not_timed = {}, {}
-    for name in common:
-        before, after = old.rows[name], new.rows[name]
-        reasons = [f"{which}: {row.reason}" for which, row in (("OLD", before), ("NEW", after)) if row.reason]
-        if reasons:
-            not_timed[name] = "; ".join(reasons)
-        else:
-            pairs[name] = before.samples, after.samples
-    had_time = [name for name, row in old.rows.items() if not row.reason]
-    return Comparison(
-        alpha=alpha,
-        effect=effect,
-        judgements=judge(pairs, alpha, effect),
-        not_timed=not_timed,
-        only_old=[name for name in old.rows if name not in new.rows],
-        only_new=[name for name in new.rows if name not in old.rows],
-        missing=[name for name in had_time if name not in new.rows or new.rows[name].reason],
-        notes=notes,
-        warnings=[f"{which}: {warning}" for which, file in (("OLD", old), ("NEW", new)) for warning in file.warnings],
-    )
 
 
 def _shorten_names(old: SampleFile, new: SampleFile) -> tuple[SampleFile, SampleFile]:
@@ -157,41 +150,35 @@ def _shorten_names(old: SampleFile, new: SampleFile) -> tuple[SampleFile, Sample
     return replace(old, rows=short[0]), replace(new, rows=short[1])
 
 
-# Settings -------------------------------------------------------------------------------------------------------------
-
-
 def _check_settings(old: SampleFile, new: SampleFile, common: list[str], allow: Sequence[str]) -> list[str]:
     """Raise UsageError for a difference that is not allowed; return the allowed ones as notes."""
-    found = dict(_differences(old.settings, new.settings))  # the difference in words, and its group
-    of_rows: dict[tuple[str, str], list[str]] = {}
-    for name in common:
-        for difference in _differences(old.rows[name].settings, new.rows[name].settings):
-            of_rows.setdefault(difference, []).append(name)
-    for (text, group), names in of_rows.items():
-        found[text if len(names) == len(common) else f"{text} ({first_names(names)})"] = group
-    refused = {text: group for text, group in found.items() if group not in allow}
+    found: dict[tuple[str, str], list[str]] = {}  # rows by group and difference in words
+    for name, (group, settings) in itertools.product(common, GROUPS.items()):
+        for text in _changes(old.rows[name].settings, new.rows[name].settings, settings):
+            found.setdefault((group, text), []).append(name)
+    refused, notes = {}, []
+    for (group, text), names in found.items():
+        where = "" if len(names) == len(common) else f" ({first_names(names)})"
+        notes.append(f"{text}{where} (allowed)")
+        if group not in allow:
+            refused[f"{text}{where}"] = f"--allow {group}"
     if refused:
-        flags = " ".join(f"--allow {group}" for group in dict.fromkeys(refused.values()))
         raise UsageError(
-            f"{old.path} and {new.path} were not measured with the same: {'; '.join(refused)}. "
-            f"To compare them nevertheless: {flags}"
+            f"OLD and NEW were not measured with the same: {'; '.join(refused)}. "
+            f"To compare them nevertheless: {' '.join(dict.fromkeys(refused.values()))}"
         )
-    return [f"{text} (allowed)" for text in found]
+    return notes
 
 
-def _differences(old: Settings, new: Settings) -> Iterator[tuple[str, str]]:
-    """Each setting that differs, in words, and its group."""
-    for group in GROUPS:
-        for what in {**old.get(group, {}), **new.get(group, {})}:
-            values = old.get(group, {}).get(what), new.get(group, {}).get(what)
-            if not _agree(what, *values):
-                yield f"{what}: {_in_words(values[0])} -> {_in_words(values[1])}", group
-
-
-def _agree(what: str, old: Any, new: Any) -> bool:
-    if what == MEMORY and all(isinstance(value, int) for value in (old, new)):
-        return abs(old - new) <= SAME_MEMORY * max(old, new)
-    return old == new
+def _changes(old: dict[str, Any], new: dict[str, Any], names: Iterable[str]) -> Iterator[str]:
+    """Each of these values that differs, in words: ``cores: 2 -> 4``."""
+    for name in names:
+        before, after = old.get(name), new.get(name)
+        alike = before == after
+        if name == "memory_bytes" and before and after:
+            alike = abs(before - after) <= SAME_MEMORY * max(before, after)
+        if not alike:
+            yield f"{name}: {_in_words(before)} -> {_in_words(after)}"
 
 
 def _in_words(value: Any) -> str:
@@ -215,15 +202,16 @@ def judge(pairs: dict[str, tuple[Sequence[float], Sequence[float]]], alpha: floa
     p_values = holm([p_value(old, new) for old, new in thinned.values()])
     # The smallest p that this number of samples allows. If it is not below alpha, no samples could show a difference.
     best = holm([least_p(len(old), len(new)) for old, new in thinned.values()])
+    least, most = 1 / (1 + effect), 1 + effect
     judgements = []
     for name, p, best_p in zip(pairs, p_values, best, strict=True):
         old_s, new_s = (median(samples) for samples in pairs[name])
         interval = _interval(*thinned[name])
         verdict, why = UNCLEAR, ""
         differs = p < alpha and not (interval and interval[0] <= 1 <= interval[1])
-        if differs and max(old_s, new_s) / min(old_s, new_s) >= 1 + effect:
+        if differs and max(old_s, new_s) / min(old_s, new_s) >= most:
             verdict = SLOWER if new_s > old_s else FASTER
-        elif interval is not None and 1 / (1 + effect) <= interval[0] and interval[1] <= 1 + effect:
+        elif interval and least <= interval[0] and interval[1] <= most:
             verdict = SAME
         elif interval is None or best_p >= alpha:
             old, new = map(len, pairs[name])
@@ -235,7 +223,6 @@ def judge(pairs: dict[str, tuple[Sequence[float], Sequence[float]]], alpha: floa
         elif differs:
             why = f"there is a difference, but it may be less than {100 * effect:g} %: take more samples"
         else:
-            least, most = 1 / (1 + effect), 1 + effect
             why = f"the interval extends beyond {least:.3g} to {most:.3g}: take more samples, or use an idle machine"
         judgements.append(Judgement(name, old_s, new_s, interval, p, verdict, why))
     return judgements
@@ -270,7 +257,11 @@ def samples_needed(alpha: float, rows: int) -> int:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: the k-th smallest of n p-values times n - k + 1, made monotonic, at most 1."""
+    """Holm's correction: the k-th smallest of n p-values times n - k + 1, made monotonic, at most 1.
+
+    See "A Simple Sequentially Rejective Multiple Test Procedure", 1979. The chance of one or more false alarms in the
+    whole comparison is at most alpha.
+    """
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, (len(p_values) - rank) * p_values[place])

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,11 +16,10 @@ NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Make ``data`` the content of ``path``, completely or not at all.
+    """Make ``data`` the content of ``path``; a replaced file keeps its permissions. After OSError it is unchanged.
 
     The data are written to a draft beside the file and flushed to the disk; then the draft is renamed to ``path``. The
-    folder is flushed too, so that the new name survives a power failure. A replaced file keeps its permissions. If this
-    raises OSError, ``path`` is unchanged.
+    folder is flushed too, so that the new name survives a power failure.
     """
     with _draft(path, data) as draft:
         with contextlib.suppress(FileNotFoundError):
@@ -29,30 +28,23 @@ def replace_file(path: Path, data: bytes) -> None:
     _flush_folder(path.parent)
 
 
-def create_file(path: Path, data: bytes) -> None:
-    """Like ``replace_file``, but FileExistsError if ``path`` exists already; it stays unchanged."""
+def create_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Like ``replace_file``, but FileExistsError if ``path`` exists already; it stays unchanged.
+
+    ``data`` may come in parts, of which one at a time is in memory.
+    """
     with _draft(path, data) as draft:
-        publish(draft, path)
-
-
-def publish(draft: Path, path: Path) -> None:
-    """Give a finished file its name; FileExistsError if the name is taken. The draft may still exist afterwards."""
-    try:
-        path.hardlink_to(draft)  # unlike renaming, this never replaces another file
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in NO_LINKS:
+        try:
+            path.hardlink_to(draft)  # unlike renaming, this never replaces another file
+        except FileExistsError:
             raise
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
-        draft.replace(path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+            draft.replace(path)
     _flush_folder(path.parent)
-
-
-def draft_of(path: Path) -> Path:
-    """Where this process writes the future content of ``path``."""
-    return path.with_name(f".{path.name}.draft-{os.getpid()}")
 
 
 def clear_drafts(path: Path) -> None:
@@ -65,12 +57,12 @@ def clear_drafts(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _draft(path: Path, data: bytes) -> Iterator[Path]:
+def _draft(path: Path, data: bytes | Iterable[bytes]) -> Iterator[Path]:
     """A file beside ``path`` with ``data``, flushed to the disk; removed afterwards unless it was renamed."""
-    draft = draft_of(path)
+    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     try:
         with draft.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         yield draft
@@ -81,7 +73,7 @@ def _draft(path: Path, data: bytes) -> Iterator[Path]:
 
 def _flush_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, where the system supports that."""
-    if not hasattr(os, "O_DIRECTORY"):
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

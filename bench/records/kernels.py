@@ -19,21 +19,15 @@ from common.operations import WHOLE_STEP, Operation
 
 SCHEMA = "convbench-kernels/2"
 OLD_SCHEMA = "convbench-kernels/1"
-NOTES = {
-    "resources": "None where a compiler refused the kernel",
-    "registers": "32-bit registers a thread; stated_registers: the bound that the kernel declares",
-    "spill_bytes": "stored and loaded by a thread because registers ran out; stack_bytes: its local memory",
-    "shared_bytes": "of a block",
-    "occupancy": "warps that can run at once, as a share of the most, for each block size; computed from the limits",
-    "loop": "one turn of the inner loop with the most multiply-adds, in PTX; loads are instructions",
-}
 OLD_NAMES = {"max-pool": "maxpool", "max-pool backward": "maxpool_backward", "SGD": "sgd"}
 """Operations that the first schema spelled in another way; the others had spaces instead of underscores."""
+
+StageName = Annotated[str, Field(pattern=f"^(conv[0-9]{{1,3}}|{WHOLE_STEP})$")]
 
 
 @dataclass(config=CHECKED, frozen=True)
 class LoopCounts:
-    """Instructions in one turn of a loop, in all of its branches, and the floats (32 bits) that the loads read."""
+    """Instructions in one turn of a loop, in all of its branches, and the floats that the loads read."""
 
     fma: Count = 0
     shared_loads: Count = 0
@@ -55,9 +49,11 @@ class KernelResources:
     stated_registers: Count | None
     """The bound that the kernel declares, and that ptxas must keep."""
     shared_bytes: Count
+    """Of a block."""
     stack_bytes: Count
+    """Local memory of a thread."""
     spill_bytes: Count
-    """Stored and loaded, per thread."""
+    """Stored and loaded by a thread because registers ran out."""
     uses_float64: bool
     loop: LoopCounts | None
     """One turn of the inner loop in the PTX; None if no loop has a multiply-add."""
@@ -72,8 +68,8 @@ class KernelRow:
     name: str
     """How its module reaches it: ``conv2d_forward_kernel``, or ``KERNELS[wide]``."""
     versions: Annotated[list[str], Field(min_length=1)]
-    operations: list[tuple[str, Operation]]
-    """(stage, operation), in the order of the step; the stage is ``WHOLE_STEP`` where the operation belongs to none."""
+    operations: list[tuple[StageName, Operation]]
+    """In the order of the step; the stage is ``WHOLE_STEP`` where the operation belongs to none."""
     threads: Annotated[list[AtLeastOne], Field(min_length=1)]
     """Block sizes, in threads."""
     blocks: Annotated[list[AtLeastOne], Field(min_length=1)]
@@ -101,7 +97,8 @@ class KernelsRecord:
     rows: Annotated[list[KernelRow], Field(min_length=1)]
     started: str
     faults: list[str] = field(default_factory=list)
-    notes: dict[str, str] = field(default_factory=lambda: dict(NOTES))
+    notes: dict[str, str] = field(default_factory=dict)
+    """What the fields mean, in older files; it is in ``results/README.md``."""
     schema: Literal["convbench-kernels/2", "convbench-kernels/1"] = SCHEMA
 
     @model_validator(mode="after")
@@ -113,27 +110,23 @@ class KernelsRecord:
 
 
 def write_kernels(record: KernelsRecord, runs: Path) -> Path:
-    """Write the record under a name of its own; a file that exists is never touched."""
+    """Write the record under a name of its own; returns the file."""
     targets = "-".join(record.config.targets)
     return write_document(record, runs, f"{record.started}_{record.environment.commit}_kernels_{targets}")
 
 
 def read_kernels(path: Path) -> KernelsRecord:
     """Read a file of ``convbench kernels --out``; UsageError if it is not one, or breaks a rule."""
-    return read_document(path, KernelsRecord, SCHEMA, OLD_SCHEMA, upgrade=_upgraded)
+    return read_document(path, KernelsRecord, SCHEMA, OLD_SCHEMA, upgrade=_upgrade)
 
 
-def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+def _upgrade(document: dict[str, Any]) -> None:
     """Turn a file of the first schema into the second: resources in one object, operations with underscores."""
-    if document["schema"] != OLD_SCHEMA:
-        return document
     names = {field.name for field in fields(KernelResources)}
     for row in document["rows"]:
-        refused = row.pop("refused")
         figures = {name: row.pop(name) for name in names & row.keys()}
-        row["resources"] = None if refused else figures
+        row["resources"] = None if row.pop("refused") else figures
         row["operations"] = [
             [stage or WHOLE_STEP, OLD_NAMES.get(name, name).replace("fused ", "stage_").replace(" ", "_")]
             for stage, name in row["operations"]
         ]
-    return document

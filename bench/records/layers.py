@@ -1,9 +1,8 @@
-"""The results file of ``convbench layers``: a training step taken apart, and what is read off it.
+"""The results file of ``convbench layers``: the operations of a training step, and the figures computed from it.
 
-A row is a version. It has whole steps, timed with no clock inside, and every operation of every stage, timed inside
-other steps of the same training. The whole step less its operations is the overhead: launches, Python, waiting. It is a
-difference of two measurements and is shown as it comes out, even where noise makes it negative. A row that was not
-verified has no times; a row with a ``reason`` is not believed and is never drawn.
+A row has whole steps, timed with no clock inside, and every operation of every stage, timed inside other steps. The
+whole step less its operations is the overhead: launches, Python, waiting. It is shown as it is, even where noise makes
+it negative. A row that was not verified has no times; a row with a ``reason`` is never drawn.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from bench.machine.ceilings import Ceilings
-from bench.machine.conditions import ConditionsAround
-from bench.machine.environment import Environment
 from bench.model import CHECKED, AtLeastOne, Count, NotNegative, Positive, Whole
 from bench.records.documents import read_document, write_document
-from bench.records.rows import VersionRow, check_rows
+from bench.records.rows import Measurement, VersionRow
 from bench.records.statistics import NOISY_SPREAD, spread
 from common.architecture import Architecture
 from common.backend import Device
@@ -31,27 +28,16 @@ from common.operations import FORWARD_PASS, STAGE_METHODS, WHOLE_STEP, Operation
 from versions.registry import BackendInfo
 
 SCHEMA = "convbench-layers/1"
-NOTES = {
-    "order": "whose step followed whose: a list for every round, shuffled anew each time",
-    "step_s": "whole training steps with no clock inside; on a GPU the mean of ten queued together",
-    "operations": "seconds in other steps, clocked inside; on a GPU between events of the stream",
-    "stage_forward": "what a version that overrides the stage does there outside the operations named",
-    "flops": "of the result, a multiply and an add counted as two; least_bytes: every operand once",
-    "planned": "buffers of the network and its workspace; an activation's memory later holds its gradient",
-    "process_bytes": "largest resident set of the process that trains, compiler and libraries included",
-    "pool_bytes": "held by CuPy's pool after the warm-up; device_bytes: added on the device, by NVML",
-}
-DIRECTIONS = ("forward", "backward", "other")
 
 
-def _today(name: Any) -> Any:
-    """The operation as it is spelled now; earlier files say ``stage_forward_rest``."""
+def _renamed(name: Any) -> Any:
+    """The operation's present name; earlier files say ``stage_forward_rest``."""
     return name.removesuffix("_rest") if isinstance(name, str) else name
 
 
 @dataclass(config=CHECKED)
 class LayersSettings:
-    """What was asked for."""
+    """The settings of the command."""
 
     batch_size: AtLeastOne
     precision: Annotated[str, Field(alias="math")]
@@ -63,18 +49,13 @@ class LayersSettings:
 
 @dataclass(config=CHECKED)
 class OperationTimes:
-    """One operation of one stage, in the steps that were clocked inside."""
+    """One operation of one stage, in the steps with clocks inside."""
 
     stage: str
-    operation: Annotated[Operation, BeforeValidator(_today)]
+    operation: Annotated[Operation, BeforeValidator(_renamed)]
     flops: Count = 0
     least_bytes: Count = 0
     seconds: Annotated[list[NotNegative], Field(min_length=1)] = field(default_factory=list)
-
-    @property
-    def work(self) -> OperationWork:
-        """What the operation has to do."""
-        return OperationWork(self.stage, self.operation, self.flops, self.least_bytes)
 
 
 @dataclass(config=CHECKED)
@@ -92,32 +73,28 @@ class MemoryPeaks:
     """Measured peaks; None where not measured."""
 
     process_bytes: Whole | None = None
+    """Largest resident set of the process that trains, compiler and libraries included."""
     pool_bytes: Whole | None = None
+    """Held by CuPy's pool after the warm-up."""
     device_bytes: Whole | None = None
-    """Below zero if another program gave memory back."""
+    """Added on the device, by NVML; below zero if another program freed memory."""
 
 
 @dataclass(config=CHECKED)
 class Memory:
-    """What a version was planned to need, and what it took."""
+    """The buffers that a version plans, and the peaks. The memory of an activation later holds its gradient."""
 
     planned: list[PlannedBuffer]
     peak: MemoryPeaks
 
-    def planned_by_purpose(self) -> dict[str, int]:
-        """Bytes planned under each purpose, in order."""
-        found: dict[str, int] = {}
-        for buffer in self.planned:
-            found[buffer.purpose] = found.get(buffer.purpose, 0) + buffer.bytes
-        return found
-
 
 @dataclass(config=CHECKED, kw_only=True)
 class LayerRow(VersionRow):
-    """One version's step, taken apart; times in seconds."""
+    """One version's step; times in seconds."""
 
     memory: Memory
     step_s: list[Positive] = field(default_factory=list)
+    """On a GPU each is the mean of several steps, queued together."""
     operations: list[OperationTimes] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
@@ -139,25 +116,17 @@ class LayerRow(VersionRow):
 
 
 @dataclass(config=CHECKED)
-class LayersRecord:
+class LayersRecord(Measurement):
     """A whole file."""
 
-    environment: Environment
     config: LayersSettings
     rows: list[LayerRow]
-    started: str
-    ceilings: Ceilings
-    """In the arithmetic that was asked for."""
-    conditions: ConditionsAround | None = None
+    ceilings: Ceilings = field()
     other_ceilings: list[Ceilings] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    order: list[list[str]] = field(default_factory=list)
-    notes: dict[str, str] = field(default_factory=lambda: dict(NOTES))
     schema: Literal["convbench-layers/1"] = SCHEMA
 
     @model_validator(mode="after")
-    def _check(self) -> LayersRecord:
-        check_rows(self.rows, self.order)
+    def _check_ceilings(self) -> LayersRecord:
         for row in self.rows:
             if row.finished:
                 self.ceilings_of(row)
@@ -172,7 +141,7 @@ class LayersRecord:
 
 
 def write_layers(record: LayersRecord, runs: Path) -> Path:
-    """Write the record under a name of its own; a file that exists is never touched."""
+    """Write the record under a name of its own; returns the file."""
     stem = f"{record.started}_{record.environment.machine_slug}_{record.environment.commit}_layers"
     return write_document(record, runs, stem)
 
@@ -196,66 +165,33 @@ def planned_buffers(
     ]
 
 
-# What is read off a row -----------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class OperationSummary:
-    """One operation of one stage in a row."""
+    """The figures of one operation of one stage; None, or an empty text, where there is nothing to compute."""
 
+    stage: str
+    operation: Operation
+    name: str
+    """In words; ``rest of forward`` is what a fused stage does outside the operations named."""
+    direction: str
+    """``forward``, ``backward``, or ``other`` for what belongs to no stage."""
     work: OperationWork
     seconds: float
-    """Median of the clocked steps."""
+    """Median of the steps with clocks inside."""
     spread: float
-    """Range of the samples as a share of the median; 0 where the median is 0."""
-    fraction: float | None
-    """Share of the ceiling that was reached; None where no work is known of."""
-    bound_by: str
     share: float
     """Of the whole step."""
-
-    @property
-    def stage(self) -> str:
-        """``conv1`` to ``conv5``, or ``step``."""
-        return self.work.stage
-
-    @property
-    def operation(self) -> Operation:
-        """Which operation."""
-        return Operation(self.work.operation)
-
-    @property
-    def name(self) -> str:
-        """The operation in words; ``rest of forward`` is what a fused stage does outside the operations named."""
-        fused = {method: f"rest of {method.removeprefix('stage_')}" for method in STAGE_METHODS.values()}
-        return fused.get(self.operation, self.operation.words)
-
-    @property
-    def direction(self) -> str:
-        """``forward``, ``backward``, or ``other`` for what belongs to no stage."""
-        if self.stage == WHOLE_STEP:
-            return "other"
-        return "forward" if self.operation in FORWARD_PASS else "backward"
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the samples lie further apart than a tenth of their median."""
-        return self.spread > NOISY_SPREAD
-
-    @property
-    def gflop_per_s(self) -> float | None:
-        """None for an operation that computes nothing."""
-        return self.work.flops / self.seconds / 1e9 if self.work.flops and self.seconds > 0 else None
-
-    @property
-    def gb_per_s(self) -> float | None:
-        """Of the least traffic that the operation can have; None where that is not known."""
-        return self.work.least_bytes / self.seconds / 1e9 if self.work.least_bytes and self.seconds > 0 else None
+    gflop_per_s: float | None
+    gb_per_s: float | None
+    """Of the least traffic that the operation can have."""
+    fraction: float | None
+    """Share of the ceiling that was reached."""
+    bound_by: str
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """What is read off a row that has times."""
+    """The figures of a row that has times."""
 
     row: LayerRow
     ceilings: Ceilings
@@ -265,13 +201,8 @@ class LayerSummary:
     """Median of the whole steps, which were timed without clocks inside."""
     step_spread: float
     operations_s: float
-    """Median of what the operations of a clocked step take together; their own medians need not add up to it."""
+    """Median of the sum of all operations; their own medians need not add up to it."""
     operations_spread: float
-
-    @property
-    def medians_s(self) -> float:
-        """Sum of the operations' medians."""
-        return sum(line.seconds for line in self.operations)
 
     @property
     def overhead_s(self) -> float:
@@ -280,12 +211,12 @@ class LayerSummary:
 
     @property
     def noisy(self) -> bool:
-        """Whether the whole steps lie further apart than a tenth of their median."""
+        """Whether the spread of the whole steps is above a tenth of their median."""
         return self.step_spread > NOISY_SPREAD
 
     @property
     def overhead_noisy(self) -> bool:
-        """Whether either of the two that it is the difference of is."""
+        """Whether the whole steps or the operations are noisy."""
         return self.noisy or self.operations_spread > NOISY_SPREAD
 
     @property
@@ -302,7 +233,7 @@ class LayerSummary:
         return found
 
     def suspicion(self) -> str:
-        """Why the row cannot be believed: an operation, or the step, above the measured ceilings; empty if none is."""
+        """Why the times are implausible: an operation, or the step, is above the ceilings; empty if none is."""
         for line in self.operations:
             work = line.work
             if line.operation in STAGE_METHODS.values():
@@ -317,7 +248,7 @@ class LayerSummary:
 
 
 def summarise_layers(record: LayersRecord) -> list[LayerSummary]:
-    """Summaries of the rows that were verified, timed and are believed, in order."""
+    """Summaries of the finished rows, in order."""
     return [summarise_row(row, record.ceilings_of(row)) for row in record.rows if row.finished]
 
 
@@ -325,20 +256,27 @@ def summarise_row(row: LayerRow, ceilings: Ceilings) -> LayerSummary:
     """Summary of one row that has times."""
     step_s = median(row.step_s)
     lines = [_summarise_operation(times, ceilings, step_s) for times in row.operations]
-    stages = list(dict.fromkeys(line.stage for line in sorted(lines, key=lambda line: line.direction != "forward")))
-    lines.sort(key=lambda line: (line.direction == "other", stages.index(line.stage), DIRECTIONS.index(line.direction)))
-    together = [sum(seconds) for seconds in zip(*(times.seconds for times in row.operations), strict=False)]
-    return LayerSummary(row, ceilings, lines, step_s, spread(row.step_s), median(together), spread(together))
+    lines.sort(key=lambda line: (line.direction == "other", line.stage, line.direction == "backward"))
+    sums = [sum(seconds) for seconds in zip(*(times.seconds for times in row.operations), strict=False)]
+    return LayerSummary(row, ceilings, lines, step_s, spread(row.step_s), median(sums), spread(sums))
 
 
 def _summarise_operation(times: OperationTimes, ceilings: Ceilings, step_s: float) -> OperationSummary:
-    work, seconds = times.work, median(times.seconds)
+    work = OperationWork(times.stage, times.operation, times.flops, times.least_bytes)
+    seconds = median(times.seconds)
     known = seconds > 0 and (work.flops or work.least_bytes)
+    within = "forward" if times.operation in FORWARD_PASS else "backward"
     return OperationSummary(
+        stage=times.stage,
+        operation=times.operation,
+        name=times.operation.words.replace("stage ", "rest of "),
+        direction="other" if times.stage == WHOLE_STEP else within,
         work=work,
         seconds=seconds,
         spread=spread(times.seconds) if seconds > 0 else 0.0,
+        share=seconds / step_s,
+        gflop_per_s=work.flops / seconds / 1e9 if known and work.flops else None,
+        gb_per_s=work.least_bytes / seconds / 1e9 if known and work.least_bytes else None,
         fraction=ceilings.fraction(work, seconds) if known else None,
         bound_by=ceilings.bound_by(work) if known else "",
-        share=seconds / step_s,
     )

@@ -1,13 +1,16 @@
-"""What every measured row has, whatever was measured: which version, where, and whether it passed its checks."""
+"""What the files of ``convbench run`` and ``convbench layers`` have in common, and the rows in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated
+from dataclasses import field
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from bench.machine.ceilings import Ceilings
+from bench.machine.conditions import ConditionsAround
+from bench.machine.environment import Environment
 from bench.model import CHECKED, Count
 
 
@@ -31,17 +34,35 @@ class VersionRow:
     """Unique in its file: the backend's name, and for a second row of the same backend ``v4#2``."""
 
     def __post_init__(self) -> None:
-        """A row is called by its backend's name unless told otherwise."""
+        """Use the backend's name as id if no other is given."""
         self.id = self.id or self.backend
 
 
-def check_rows(rows: Iterable[VersionRow], order: list[list[str]]) -> None:
-    """Raise ValueError unless there are rows, with ids of their own, and ``order`` names them, each once a round."""
-    ids = [row.id for row in rows]
-    if not ids:
-        raise ValueError("it has no rows")
-    if len(set(ids)) < len(ids):
-        raise ValueError("two rows have the same id")
-    for turn in order:
-        if len({*turn}) < len(turn) or not {*turn} <= {*ids}:
-            raise ValueError("the order must name rows, each once a round")
+@dataclass(config=CHECKED)
+class Measurement:
+    """A file of measured rows; the kinds of files give ``config`` and ``rows`` their types."""
+
+    environment: Environment
+    config: Any
+    rows: list[Any]
+    started: str
+    ceilings: Ceilings | None = None
+    """In the arithmetic that was asked for."""
+    conditions: ConditionsAround | None = None
+    warnings: list[str] = field(default_factory=list)
+    order: list[list[str]] = field(default_factory=list)
+    """Ids of the rows as they were timed, a list for each round, shuffled anew each time; empty in older files."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What the fields mean, in older files; it is in ``results/README.md``."""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Measurement:
+        ids = [row.id for row in self.rows]
+        if not ids:
+            raise ValueError("it has no rows")
+        if len(set(ids)) < len(ids):
+            raise ValueError("two rows have the same id")
+        for turn in self.order:
+            if len({*turn}) < len(turn) or not {*turn} <= {*ids}:
+                raise ValueError("the order must name rows, each once a round")
+        return self

@@ -1,15 +1,18 @@
-"""What a training run records: the figures of each epoch, and the state from which training continues."""
+"""What a training run records: the figures of each epoch, and the checkpoint from which training continues."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from bench.model import CHECKED, AtLeastOne, Count, NotNegative, Positive
+from common.architecture import Architecture
 from common.backend import Device, Precision
+from common.training import Position
 
 Natural = Annotated[int, Field(ge=0)]
 """Not negative, and as large as the user likes."""
@@ -45,7 +48,7 @@ class EpochFigures:
 
     @property
     def held_out_psnr_db(self) -> float | None:
-        """PSNR of the held-out error; None without one."""
+        """PSNR of the held-out error."""
         return psnr_db(self.held_out_mse)
 
     def scalars(self) -> dict[str, float | None]:
@@ -78,37 +81,53 @@ class DataIdentity:
 
 @dataclass(config=CHECKED, frozen=True)
 class Requested:
-    """Options that a resumed run inherits unless they are given again."""
+    """Options that no network depends on; a resumed run inherits them unless they are given again."""
 
     epochs: Natural
     checkpoint_steps: Natural
+    """Also write ``last.safetensors`` after this many steps; 0: only at the end of an epoch and by the clock."""
     data: str
     data_dir: str
 
 
 @dataclass(config=CHECKED, frozen=True, kw_only=True)
-class TrainingState:
-    """Where training stands, and with which settings; everything in a checkpoint but its parameters."""
+class NetworkSettings:
+    """Which version runs a network, where and how."""
 
+    backend: str
+    device: Device
+    precision: Annotated[Precision, Field(alias="math")]
+    threads: AtLeastOne
+    batch_size: AtLeastOne
+
+
+@dataclass(config=CHECKED, frozen=True, kw_only=True)
+class TrainSettings(NetworkSettings):
+    """The settings of a training run."""
+
+    learning_rate: Positive
+    seed: Natural
+    """Decides the initial weights and, with the epoch's number, the order of the pictures."""
+    asked: Requested
+
+
+@dataclass(config=ConfigDict(**CHECKED, arbitrary_types_allowed=True), frozen=True, kw_only=True)
+class Checkpoint(TrainSettings):
+    """Parameters in canonical order, the position of training, and its settings."""
+
+    parameters: dict[str, np.ndarray] = Field(default_factory=dict, exclude=True)
+    """Tensors in the file; every other field is metadata."""
+    architecture: Architecture
     epoch: Count
     """Complete epochs."""
     step: Count
     """Steps done in the current epoch."""
     losses: tuple[float, ...]
     """The loss of each of those steps."""
-    seed: Natural
-    """Decides the initial weights and, with the epoch's number, the order of the pictures."""
     order_sha256: str
     """SHA-256 of the current epoch's order: a NumPy that shuffles differently cannot continue the run."""
-    batch_size: AtLeastOne
     samples: AtLeastOne
-    learning_rate: Positive
     data: DataIdentity
-    asked: Requested
-    backend: str
-    device: Device
-    precision: Annotated[Precision, Field(alias="math")]
-    threads: AtLeastOne
     commit: str
     epoch_seconds: NotNegative
     """Time spent so far on the current epoch."""
@@ -116,8 +135,13 @@ class TrainingState:
     """One for each complete epoch."""
     best: BestEpoch | None
 
+    @property
+    def position(self) -> Position:
+        """Where the trainer continues."""
+        return Position(self.epoch, self.step, self.losses)
+
     @model_validator(mode="after")
-    def _consistent(self) -> TrainingState:
+    def _consistent(self) -> Checkpoint:
         steps = -(-self.samples // self.batch_size)
         if self.step >= steps:
             raise ValueError(f"step {self.step}: an epoch has {steps} steps")

@@ -1,4 +1,4 @@
-"""The features of a trained network: its latents as an array, and the linear probe, a classifier trained on them.
+"""The features of a trained network: its latents, and the linear probe, a classifier trained on them.
 
 Every version can run the parameters of a checkpoint, whichever version wrote it. The features belong to the network and
 not to the backend, and the probe shows that.
@@ -6,88 +6,22 @@ not to the backend, and the probe shows that.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bench.records.files import clear_drafts, create_file, draft_of, publish
-from bench.training.checkpoint import load_checkpoint
-from bench.training.settings import NetworkSettings
+from bench.records.training import NetworkSettings
+from bench.training.checkpoint import load_checkpoint, load_network
 from common.architecture import Architecture
 from common.device import usable_cores
-from common.errors import RunError, UsageError
+from common.errors import UsageError
 from common.network import Network, initial_parameters
 from common.training import Pictures, forward_batches
 
 FEATURES = ("pooled", "whole")
-
-
-def latents(network: Network, pictures: Pictures) -> Iterator[np.ndarray]:
-    """Encode all pictures in order: float32 (n, values of a latent) in C, H, W order, a batch at a time."""
-    for part in forward_batches(network, pictures, network.architecture.latent_stages):
-        yield part.reshape(len(part), -1)
-
-
-def write_array(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> None:
-    """Write ``parts``, one after another, to a new ``.npy`` file of this shape.
-
-    One part is in memory at a time. Parts are written and not memory-mapped: a full disk then raises an error, where a
-    mapping would end the process with a signal. Readers can map the file with ``np.load(path, mmap_mode="r")``. Raises
-    RunError, and leaves no file, if it cannot be written; UsageError if the file exists or its folder does not.
-    """
-    check_new(path)
-    clear_drafts(path)
-    draft = draft_of(path)
-    try:
-        with _named_errors(path):
-            with draft.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
-                written = 0
-                for part in parts:
-                    file.write(np.ascontiguousarray(part, dtype).data)
-                    written += len(part)
-                if written != shape[0]:
-                    raise RunError(f"{path} needs {shape[0]:,} rows, but {written:,} were computed")
-                file.flush()
-                os.fsync(file.fileno())
-            publish(draft, path)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a new file atomically; errors as in ``write_array``."""
-    check_new(path)
-    with _named_errors(path):
-        create_file(path, data)
-
-
-def check_new(path: Path) -> None:
-    """Raise UsageError if the name is taken, or if its folder does not exist."""
-    if os.path.lexists(path):
-        raise UsageError(f"{path} exists: choose another name")
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
-
-
-@contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Inside, an OSError becomes an error that names ``path``."""
-    try:
-        yield
-    except FileExistsError:
-        raise UsageError(f"{path} exists: choose another name") from None
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-# The linear probe -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -100,6 +34,12 @@ class ProbeResult:
     interval: tuple[float, float]
     """Wilson's 95 % interval, for the number of test pictures."""
     converged: bool
+
+
+def latents(network: Network, pictures: Pictures) -> Iterator[np.ndarray]:
+    """Encode all pictures in order: float32 (n, values of a latent) in C, H, W order, a batch at a time."""
+    for part in forward_batches(network, pictures, network.architecture.latent_stages):
+        yield part.reshape(len(part), -1)
 
 
 def probe_checkpoints(
@@ -126,7 +66,7 @@ def probe_checkpoints(
     raw = (images.reshape(len(images), -1).astype(np.float32) / 255 for images in sets)
     yield _fit("raw pixels", *raw, *labels)
     named = {"untrained network": initial_parameters(architecture, seed), **loaded}
-    network = settings.network(architecture, named["untrained network"])
+    network = load_network(settings, architecture, named["untrained network"])
     for name, parameters in named.items():
         network.write_parameters(parameters)
         yield _fit(name, *(_features(network, images, features) for images in sets), *labels)
@@ -134,14 +74,11 @@ def probe_checkpoints(
 
 def _features(network: Network, images: np.ndarray, kind: str) -> np.ndarray:
     """Float32 (N, values): the latents of pictures, whole, or the mean of each channel."""
-    channels, height, width = network.architecture.latent_shape
-    values = np.empty((len(images), channels * (1 if kind == "pooled" else height * width)), np.float32)
-    first = 0
-    for batch in latents(network, images):
-        found = batch.reshape(len(batch), channels, -1).mean(axis=2) if kind == "pooled" else batch
-        values[first : first + len(found)] = found
-        first += len(found)
-    return values
+    parts = latents(network, images)
+    if kind == "pooled":
+        channels = network.architecture.latent_shape[0]
+        parts = (part.reshape(len(part), channels, -1).mean(axis=2) for part in parts)
+    return np.concatenate(list(parts))
 
 
 def _fit(

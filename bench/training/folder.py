@@ -9,9 +9,8 @@ from pathlib import Path
 
 from bench.records.documents import check_writable
 from bench.records.files import clear_drafts
-from bench.records.training import BestEpoch
-from bench.training.checkpoint import Checkpoint, load_checkpoint
-from bench.training.data import TrainingData
+from bench.records.training import BestEpoch, Checkpoint, DataIdentity, TrainSettings
+from bench.training.checkpoint import load_checkpoint
 from common.architecture import Architecture
 from common.errors import UsageError
 
@@ -28,7 +27,7 @@ def locked(out: Path) -> Iterator[None]:
     UsageError if it cannot be written to, or if another process trains there. The system releases the lock when the
     process ends, even if it is killed.
     """
-    made = [path for path in (*reversed(out.parents), out) if not path.exists()]
+    made = [path for path in (out, *out.parents) if not path.exists()]
     try:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -40,7 +39,7 @@ def locked(out: Path) -> Iterator[None]:
                 clear_drafts(out / name)
             yield
     except BaseException:  # remove the folders made here that are still empty
-        for path in reversed(made):
+        for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
         raise
@@ -73,30 +72,22 @@ def find_start(out: Path, architecture: Architecture, *, resume: bool) -> Checkp
     """
     last = out / LAST
     if not resume:
-        taken = [name for name in (*FILES, SCALARS) if os.path.lexists(out / name)]
-        if taken and taken[0] in (LAST, BEST):
-            raise UsageError(
-                f"{out} holds a training run ({taken[0]}): --resume continues it, another --out begins a new one"
-            )
+        taken = next((name for name in (*FILES, SCALARS) if os.path.lexists(out / name)), None)
         if taken:
-            raise UsageError(f"{out} already has {taken[0]}, which would be overwritten: choose another --out")
+            remedy = "--resume continues a run, another --out begins a new one"
+            raise UsageError(f"{out} already has {taken}, which would be overwritten: {remedy}")
         return None
-    if not last.is_file():
-        remedy = _remedy(out, architecture) or ". Without --resume a new run begins"
-        raise UsageError(f"nothing to resume: there is no {last}{remedy}")
     try:
+        if not last.is_file():
+            raise UsageError(f"nothing to resume: there is no {last}")
         return load_checkpoint(last, architecture)
     except UsageError as error:
-        raise UsageError(f"{error}{_remedy(out, architecture)}") from error
-
-
-def _remedy(out: Path, architecture: Architecture) -> str:
-    """What the user can do without ``last.safetensors``; empty if there is no other checkpoint."""
-    try:
-        best = load_checkpoint(out / BEST, architecture)
-    except UsageError:
-        return ""
-    return f". {out / BEST} (epoch {best.epoch}) is intact: copy it to {LAST} to resume from it"
+        try:
+            best = load_checkpoint(out / BEST, architecture)
+        except UsageError:
+            raise error from None
+        remedy = f"{out / BEST} (epoch {best.epoch}) is intact: copy it to {LAST} to resume from it"
+        raise UsageError(f"{error}. {remedy}") from error
 
 
 def best_of(out: Path, start: Checkpoint) -> BestEpoch | None:
@@ -112,18 +103,17 @@ def best_of(out: Path, start: Checkpoint) -> BestEpoch | None:
     return best.best if same and best.epoch <= start.epoch + 1 else None
 
 
-def check_resumable(checkpoint: Checkpoint, seed: int, batch_size: int, data: TrainingData, path: Path) -> None:
+def check_resumable(start: Checkpoint, settings: TrainSettings, samples: int, data: DataIdentity, path: Path) -> None:
     """Raise UsageError if these settings and pictures would make it a different training run."""
     for name, theirs, ours in (
-        ("--seed", checkpoint.seed, seed),
-        ("--batch-size", checkpoint.batch_size, batch_size),
-        ("--samples", checkpoint.samples, len(data.train)),
+        ("--seed", start.seed, settings.seed),
+        ("--batch-size", start.batch_size, settings.batch_size),
+        ("--samples", start.samples, samples),
     ):
         if theirs != ours:
             raise UsageError(f"{path} was trained with {name} {theirs}, not {ours}: leave it out, or begin a new run")
-    found, kept = data.identity(), checkpoint.data
-    if (found.held_out, found.sha256) != (kept.held_out, kept.sha256):
+    if (data.held_out, data.sha256) != (start.data.held_out, start.data.sha256):
         raise UsageError(
-            f"{path} was trained on other pictures ({kept.source}, {kept.held_out} held out): give the same --data, "
-            f"--data-dir and --held-out, or begin a new run"
+            f"{path} was trained on other pictures ({start.data.source}, {start.data.held_out} held out): give the "
+            f"same --data, --data-dir and --held-out, or begin a new run"
         )

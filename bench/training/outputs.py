@@ -1,7 +1,6 @@
-"""The files in a training run's folder, and how they are written.
+"""The files that training and its commands write, apart from checkpoints, and the errors when that fails.
 
-The checkpoint is the only file that matters: it contains the figures of every epoch, and the other files are made from
-it. Every file is replaced atomically. A write that fails raises RunError, which says which checkpoint is left.
+Events for TensorBoard are written in this thread and flushed at once, so that a full disk raises an error there.
 """
 
 from __future__ import annotations
@@ -9,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 import numpy as np
 
-from bench.records.files import replace_file
+from bench.records.files import clear_drafts, create_file
 from bench.records.training import EpochFigures
-from bench.training.checkpoint import Checkpoint, save_checkpoint
-from bench.training.folder import LAST, LOSS_CHART, METRICS, PICTURES, SCALARS
-from bench.training.scalars import Scalars
 from bench.views.pictures import grid_png
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.network import Network
 from common.picture_files import first_pictures
 from common.training import Pictures, forward_batches
@@ -31,90 +29,92 @@ COLUMNS = (
     "images_per_s", "backend", "device",
 )  # fmt: skip
 SHOWN = 16  # pictures in the grid
-NO_CHECKPOINT = "no checkpoint was written yet"
 
 
-class RunFiles:
-    """Writes the files of one run."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Inside, an OSError becomes a RunError that names ``path``."""
+    try:
+        yield path
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
-    def __init__(self, out: Path, start: Checkpoint | None) -> None:
-        """Take the folder and the checkpoint that training continues from; nothing is written yet."""
-        self.out = out
-        self.saved = _place(start) if start else ""
-        """Epoch and step of ``last.safetensors``; empty if there is none."""
-        self.saved_at = perf_counter()
-        self._scalars: Scalars | None = None
 
-    @contextlib.contextmanager
-    def errors_named(self) -> Iterator[None]:
-        """Inside, add to every RunError which checkpoint is left."""
+def check_new(path: Path) -> None:
+    """Raise UsageError if the name is taken, or if its folder does not exist."""
+    if os.path.lexists(path):
+        raise UsageError(f"{path} exists: choose another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a new file, completely or not at all; of data in parts, one at a time is in memory.
+
+    Raises UsageError if the file exists or its folder does not, and RunError if it cannot be written.
+    """
+    check_new(path)
+    clear_drafts(path)
+    with writing(path):
+        create_file(path, data)
+
+
+def npy_chunks(parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> Iterator[bytes]:
+    """The content of a ``.npy`` file of this shape, whose rows come in parts."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    yield header.getvalue()
+    for part in parts:
+        yield np.ascontiguousarray(part, dtype).data
+
+
+def metrics_csv(history: list[EpochFigures]) -> bytes:
+    """A line for each epoch."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([getattr(figures, name) for name in COLUMNS] for figures in history)
+    return text.getvalue().encode()
+
+
+def reconstructions_png(network: Network, pictures: Pictures) -> bytes:
+    """The first pictures above their reconstructions."""
+    originals = first_pictures(pictures, min(SHOWN, len(pictures)))
+    return grid_png(originals, np.concatenate(list(forward_batches(network, originals))))
+
+
+class Scalars:
+    """A TensorBoard event file in ``folder``; every method raises OSError if the disk refuses it."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Begin a file for the steps after ``step``."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(exist_ok=True)
+        # TensorBoard reads files in the order of their names.
+        self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
         try:
-            yield
-        except RunError as error:
-            raise RunError(f"{error}; {self._left()}") from error
+            self._write(0, file_version="brain.Event:2")
+            # A mark: TensorBoard discards the later steps that a killed process wrote. Steps count from 1.
+            self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
+        except OSError:
+            self.close()
+            raise
 
-    @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[Path]:
-        """Inside, turn an OSError into a RunError that names the file."""
-        try:
-            yield self.out / name
-        except OSError as error:
-            raise RunError(f"cannot write {self.out / name}: {error.strerror or error}; {self._left()}") from error
-
-    def _left(self) -> str:
-        return f"{LAST} holds {self.saved}" if self.saved else NO_CHECKPOINT
-
-    def save(self, checkpoint: Checkpoint, name: str) -> None:
-        """Write a checkpoint."""
-        with self._writing(name) as path:
-            save_checkpoint(checkpoint, path)
-        if name == LAST:
-            self.saved, self.saved_at = _place(checkpoint), perf_counter()
-
-    def write_metrics(self, history: list[EpochFigures]) -> None:
-        """Write ``metrics.csv``, a line for each epoch."""
-        if not history:
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(figures, name) for name in COLUMNS] for figures in history)
-        with self._writing(METRICS) as path:
-            replace_file(path, text.getvalue().encode())
-
-    def write_pictures(self, network: Network, pictures: Pictures) -> None:
-        """Write ``reconstructions.png``: the first pictures above their reconstructions."""
-        originals = first_pictures(pictures, min(SHOWN, len(pictures)))
-        reconstructions = np.concatenate(list(forward_batches(network, originals)))
-        with self._writing(PICTURES) as path:
-            replace_file(path, grid_png(originals, reconstructions))
-
-    def draw_losses(self, history: list[EpochFigures], samples: int, batch_size: int) -> None:
-        """Write ``loss.png``."""
-        if not history:
-            return
-        from bench.views.training_chart import training_png  # matplotlib is slow to import
-
-        with self._writing(LOSS_CHART) as path:
-            replace_file(path, training_png(history, samples, batch_size))
-
-    def begin_scalars(self, step: int) -> None:
-        """Begin an event file for TensorBoard, for the steps after ``step``."""
-        with self._writing(SCALARS) as folder:
-            self._scalars = Scalars(folder, step)
-
-    def add_scalars(self, values: Iterable[tuple[int, dict[str, float | None]]]) -> None:
-        """Write steps and their values by tag; nothing without ``begin_scalars``."""
-        if self._scalars:
-            with self._writing(SCALARS):
-                self._scalars.add(values)
+    def add(self, values: Iterable[tuple[int, dict[str, float | None]]]) -> None:
+        """Write steps and their values by tag, None left out, and flush the file to the disk."""
+        for step, tags in values:
+            for tag, value in tags.items():
+                if value is not None:
+                    self._write(step, summary=self._scalar(tag, value))
+        self._records.flush()
 
     def close(self) -> None:
-        """End the event file, whose content is on the disk already."""
-        if self._scalars:
-            with contextlib.suppress(OSError):
-                self._scalars.close()
+        """End the file."""
+        self._records.close()
 
-
-def _place(checkpoint: Checkpoint) -> str:
-    return f"epoch {checkpoint.epoch}, step {checkpoint.step}"
+    def _write(self, step: int, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())

@@ -1,8 +1,8 @@
 """A training run: epochs to the end, checkpoints on the way, and one clear line for every error.
 
-Everything is in one folder: ``last.safetensors`` and ``best.safetensors``, ``metrics.csv`` with a line for each epoch,
-``loss.png`` and ``reconstructions.png``. A run that is killed at any point can be resumed from ``last.safetensors``.
-With the same backend, device and threads it ends with the same bits as a run that was never interrupted.
+Everything is in one folder. The checkpoint is the only file that matters: it contains the figures of every epoch, and
+the other files are made from it. A run that is killed at any point can be resumed from ``last.safetensors``; with the
+same backend, device and threads it ends with the same bits as a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from bench.machine.environment import git_state
-from bench.records.training import BestEpoch, EpochFigures, Requested
-from bench.training.checkpoint import Checkpoint
+from bench.records.files import replace_file
+from bench.records.training import BestEpoch, Checkpoint, EpochFigures, TrainSettings
+from bench.training.checkpoint import load_network, save_checkpoint
 from bench.training.data import TrainingData
-from bench.training.folder import BEST, LAST, best_of
-from bench.training.outputs import NO_CHECKPOINT, RunFiles
-from bench.training.settings import TrainConfig
+from bench.training.folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES, SCALARS, best_of, check_resumable
+from bench.training.outputs import Scalars, metrics_csv, reconstructions_png, writing
 from common.architecture import Architecture
 from common.errors import RunError, UsageError
 from common.network import initial_parameters
@@ -39,29 +39,17 @@ MOST_STEPS = 1000  # between two reports
 
 
 @dataclass(frozen=True)
-class StepProgress:
-    """How far the current epoch is."""
+class RunProgress:
+    """How far a run is: in epoch ``epoch``, which counts from 1, or after it; then there are ``figures``."""
 
     epoch: int
-    """The current one, from 1."""
     step: int
     steps: int
     loss: float
     images_per_s: float
     seconds_left: float
-
-
-class Listener:
-    """Is called as training proceeds; this one does nothing."""
-
-    def compiling(self) -> None:
-        """The first step is about to run."""
-
-    def step(self, progress: StepProgress) -> None:
-        """Some steps were taken."""
-
-    def epoch(self, figures: EpochFigures, *, best: bool, seconds_left: float) -> None:
-        """An epoch is complete and its checkpoint written."""
+    figures: EpochFigures | None = None
+    best: bool = False
 
 
 class TrainingRun:
@@ -69,28 +57,35 @@ class TrainingRun:
 
     def __init__(
         self,
-        config: TrainConfig,
+        settings: TrainSettings,
         data: TrainingData,
         architecture: Architecture,
         out: Path,
         start: Checkpoint | None = None,
-        listener: Listener | None = None,
+        *,
+        tensorboard: bool = False,
+        on_progress: Callable[[RunProgress], None] = lambda progress: None,
     ) -> None:
-        """Allocate everything; nothing is written yet, except that ``tensorboard`` begins its event file."""
-        self.config, self.data = config, data
-        self.listener = listener or Listener()
-        self.files = RunFiles(out, start)
-        parameters = start.parameters if start else initial_parameters(architecture, config.seed)
-        self.network = config.network(architecture, parameters)
-        self.trainer = Trainer(self.network, data.train, learning_rate=config.learning_rate, seed=config.seed)
-        self.evaluator = Evaluator(self.network, data.held_out) if data.held_out is not None else None
-        self.history: list[EpochFigures] = list(start.history) if start else []
+        """Allocate everything; nothing is written yet. UsageError if ``start`` belongs to a different run."""
+        identity = data.identity()
+        if start:
+            check_resumable(start, settings, len(data.train), identity, out / LAST)
+        self.settings, self.epochs, self.data, self.out = settings, settings.asked.epochs, data, out
+        self.tensorboard, self.on_progress = tensorboard, on_progress
+        parameters = start.parameters if start else initial_parameters(architecture, settings.seed)
+        self.network = load_network(settings, architecture, parameters)
+        self.trainer = Trainer(self.network, data.train, learning_rate=settings.learning_rate, seed=settings.seed)
+        self.evaluator = Evaluator(self.network, data.held_out) if len(data.held_out) else None
+        self.history = list(start.history) if start else []
         self.best = best_of(out, start) if start else None
+        self.saved = _place(start) if start else ""
+        """Epoch and step of ``last.safetensors``; empty if there is none."""
         self.stopping = False
-        self._data_identity = data.identity()
-        self._commit = git_state()[0]
+        self._identity, self._commit = identity, git_state()[0]
+        self._saved_at = perf_counter()
         self._epoch_seconds = start.epoch_seconds if start else 0.0
         self._evaluation_s = 0.0
+        self._scalars: Scalars | None = None
         if start:
             self.trainer.restore(start.position)
             if self.trainer.order_digest() != start.order_sha256:
@@ -98,61 +93,38 @@ class TrainingRun:
                     f"{out / LAST} cannot be resumed: this NumPy ({np.__version__}) shuffles differently from the one "
                     f"that it was trained with; install that version"
                 )
-        if config.tensorboard:
-            self.files.begin_scalars(self._total_steps())
 
     def run(self) -> bool:
-        """Train to ``config.epochs`` in all; False if it was stopped earlier. Raises RunError if it cannot go on."""
+        """Train to ``epochs`` in all; False if it was stopped earlier. Raises RunError if it cannot go on."""
         try:
             finished = self._train()
-        except BaseException:
+            self._draw_losses()
+            return finished
+        except BaseException as error:
             with contextlib.suppress(RunError):  # the first error is the one to report
                 self._draw_losses()
+            if isinstance(error, RunError):
+                kept = f"{LAST} holds {self.saved}: --resume continues from there"
+                raise RunError(f"{error}; {kept if self.saved else 'no checkpoint was written yet'}") from error
             raise
         finally:
-            self.files.close()
-        self._draw_losses()
-        return finished
+            if self._scalars:
+                with contextlib.suppress(OSError):  # the content is on the disk already
+                    self._scalars.close()
 
     def stop(self) -> None:
         """Let ``run`` end with a checkpoint, after the current step or evaluation."""
         self.stopping = True
 
-    def checkpoint(self, parameters: dict[str, np.ndarray]) -> Checkpoint:
-        """The present state, with these parameters."""
-        trainer, config = self.trainer, self.config
-        position = trainer.position()
-        return Checkpoint(
-            parameters=parameters,
-            architecture=self.network.architecture,
-            epoch=position.epoch,
-            step=position.step,
-            losses=position.losses,
-            seed=config.seed,
-            order_sha256=trainer.order_digest(),
-            batch_size=config.batch_size,
-            samples=trainer.samples,
-            learning_rate=config.learning_rate,
-            data=self._data_identity,
-            asked=Requested(config.epochs, config.checkpoint_steps, config.data, config.data_dir),
-            backend=config.backend.name,
-            device=config.device,
-            precision=config.precision,
-            threads=config.threads,
-            commit=self._commit,
-            epoch_seconds=self._epoch_seconds,
-            history=self.history,
-            best=self.best,
-        )
-
-    # Epochs and steps -------------------------------------------------------------------------------------------
-
     def _train(self) -> bool:
-        self.files.write_metrics(self.history)  # a killed process may have written its checkpoint and no more
-        if self.trainer.epochs_done < self.config.epochs:
-            self.listener.compiling()
+        if self.tensorboard:
+            with writing(self.out / SCALARS) as folder:
+                self._scalars = Scalars(folder, self._total_steps())
+        if self.history:  # a killed process may have written its checkpoint and no more
+            self._write(METRICS, metrics_csv(self.history))
+        if self.trainer.epochs_done < self.epochs:
             self.trainer.warm_up()
-        while self.trainer.epochs_done < self.config.epochs:
+        while self.trainer.epochs_done < self.epochs:
             if not self._run_epoch():
                 return False
         self._write_pictures()
@@ -160,58 +132,64 @@ class TrainingRun:
 
     def _run_epoch(self) -> bool:
         """Continue to the end of the epoch; False if training was stopped before its end."""
-        trainer, config = self.trainer, self.config
-        epoch = trainer.epochs_done
-        seconds, taken = 0.0, 0  # of this process: an earlier process may have been faster or slower
-        while trainer.epochs_done == epoch:
-            first = trainer.steps_done
-            count = 1 if not taken else min(MOST_STEPS, max(1, round(REPORT_S * taken / seconds)))
-            if config.checkpoint_steps:
-                count = min(count, config.checkpoint_steps - first % config.checkpoint_steps)
+        trainer, checkpoint_steps = self.trainer, self.settings.asked.checkpoint_steps
+        epoch, begun = trainer.epochs_done, trainer.steps_done
+        done, seconds = begun, 0.0  # of this process: an earlier process may have been faster or slower
+        while done < trainer.steps:
+            count = round(REPORT_S * (done - begun) / seconds) if seconds else 1
+            count = min(max(count, 1), MOST_STEPS)
+            if checkpoint_steps:
+                count = min(count, checkpoint_steps - done % checkpoint_steps)
             started = perf_counter()
-            with self.files.errors_named():
-                trainer.take_steps(count)
+            trainer.take_steps(count)
             elapsed = perf_counter() - started
+            seconds += elapsed
             self._epoch_seconds += elapsed
-            done = trainer.steps_done if trainer.epochs_done == epoch else trainer.steps
-            seconds, taken = seconds + elapsed, taken + done - first
+            first, done = done, min(done + count, trainer.steps)
             losses = trainer.read_losses()[:done]
-            self._check_losses(losses, epoch)
-            self._report_steps(losses, first, epoch, seconds / taken)
-            if trainer.epochs_done > epoch:
-                break
-            due = config.checkpoint_steps and trainer.steps_done % config.checkpoint_steps == 0
-            if due or self.stopping or perf_counter() - self.files.saved_at > CHECKPOINT_S:
-                self._save_within_epoch()
-            if self.stopping:
-                return False
-        self._end_epoch(losses, seconds / taken)
-        return not self.stopping or trainer.epochs_done >= config.epochs
+            bad = np.flatnonzero(~np.isfinite(losses))
+            if bad.size:  # the checkpoints are from earlier steps
+                self._diverged(f"the loss is {losses[bad[0]]} in step {bad[0] + 1} of epoch {epoch + 1}")
+            values = ({"loss/step": float(loss)} for loss in losses[first:])
+            self._add_scalars(enumerate(values, epoch * trainer.steps + first + 1))
+            step_s = seconds / (done - begun)
+            images_per_s = trainer.samples / trainer.steps / step_s
+            left = self._seconds_left(step_s)
+            progress = RunProgress(epoch + 1, done, trainer.steps, float(losses[-1]), images_per_s, left)
+            self.on_progress(progress)
+            if done < trainer.steps:
+                due = checkpoint_steps and done % checkpoint_steps == 0
+                due = due or self.stopping or perf_counter() - self._saved_at > CHECKPOINT_S
+                # What the last step did shows only in the next loss. Divergence: the checkpoint before is better.
+                if due and trainer.peek_loss() <= DIVERGED_MSE:
+                    self._save(LAST)
+                if self.stopping:
+                    return False
+        figures, best = self._end_epoch(losses)
+        self.on_progress(replace(progress, seconds_left=self._seconds_left(step_s), figures=figures, best=best))
+        return not self.stopping or trainer.epochs_done >= self.epochs
 
-    def _report_steps(self, losses: np.ndarray, first: int, epoch: int, step_s: float) -> None:
-        trainer, config = self.trainer, self.config
-        values = ({"loss/step": float(loss)} for loss in losses[first:])
-        self.files.add_scalars(enumerate(values, epoch * trainer.steps + first + 1))
-        steps_left = (config.epochs - epoch) * trainer.steps - len(losses)
-        left = steps_left * step_s + (config.epochs - epoch) * self._evaluation_s
-        images_per_s = trainer.samples / trainer.steps / step_s
-        self.listener.step(StepProgress(epoch + 1, len(losses), trainer.steps, float(losses[-1]), images_per_s, left))
-
-    def _end_epoch(self, losses: np.ndarray, step_s: float) -> None:
-        """Evaluate, record the figures, and write every file."""
-        trainer, config = self.trainer, self.config
-        held_out_mse = self._evaluate()
-        error = self._check_epoch(held_out_mse)
+    def _end_epoch(self, losses: np.ndarray) -> tuple[EpochFigures, bool]:
+        """Evaluate, record the figures, and write every file; the figures, and whether they are the best so far."""
+        trainer, settings = self.trainer, self.settings
+        started = perf_counter()
+        held_out_mse = self.evaluator.mse() if self.evaluator else None
+        self._evaluation_s = perf_counter() - started
+        error = trainer.peek_loss() if held_out_mse is None else held_out_mse
+        last = trainer.epochs_done >= self.epochs
+        if not math.isfinite(error) or (last and error > DIVERGED_MSE):
+            name = "next loss" if held_out_mse is None else "held-out error"
+            self._diverged(f"the {name} is {error:g} after epoch {trainer.epochs_done}")
         figures = EpochFigures(
             epoch=trainer.epochs_done,
             step=self._total_steps(),
-            learning_rate=config.learning_rate,
-            train_mse=mean_loss(losses, trainer.samples, config.batch_size),
+            learning_rate=settings.learning_rate,
+            train_mse=mean_loss(losses, trainer.samples, settings.batch_size),
             held_out_mse=held_out_mse,
             epoch_s=self._epoch_seconds,
             images_per_s=trainer.samples / self._epoch_seconds,
-            backend=config.backend.name,
-            device=config.device,
+            backend=settings.backend,
+            device=settings.device,
             curve=thinned(losses),
         )
         self.history.append(figures)
@@ -223,75 +201,70 @@ class TrainingRun:
             self._save(BEST)
         if error <= DIVERGED_MSE:  # above, training may recover; if it does not, the checkpoint before is better
             self._save(LAST)
-        self.files.write_metrics(self.history)
+        self._write(METRICS, metrics_csv(self.history))
         self._write_pictures()
-        self.files.add_scalars([(figures.step, figures.scalars())])
-        left = (config.epochs - trainer.epochs_done) * (trainer.steps * step_s + self._evaluation_s)
-        self.listener.epoch(figures, best=is_best, seconds_left=left)
-
-    def _evaluate(self) -> float | None:
-        """The held-out error; None without held-out pictures."""
-        if self.evaluator is None:
-            return None
-        started = perf_counter()
-        with self.files.errors_named():
-            mse = self.evaluator.mse()
-        self._evaluation_s = perf_counter() - started
-        return mse
+        self._add_scalars([(figures.step, figures.scalars())])
+        return figures, is_best
 
     def _total_steps(self) -> int:
         return self.trainer.epochs_done * self.trainer.steps + self.trainer.steps_done
 
-    # Divergence -------------------------------------------------------------------------------------------------
-
-    def _check_losses(self, losses: np.ndarray, epoch: int) -> None:
-        """Stop at the first loss that is not finite; the checkpoints are from earlier steps."""
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            self._diverged(f"the loss is {losses[bad[0]]} in step {bad[0] + 1} of epoch {epoch + 1}")
-
-    def _check_epoch(self, held_out_mse: float | None) -> float:
-        """The error of the present parameters; stops if it is not finite, or too large after the last epoch."""
-        with self.files.errors_named():
-            error = self.trainer.peek_loss() if held_out_mse is None else held_out_mse
-        last = self.trainer.epochs_done >= self.config.epochs
-        if not math.isfinite(error) or (last and error > DIVERGED_MSE):
-            name = "next loss" if held_out_mse is None else "held-out error"
-            self._diverged(f"the {name} is {error:g} after epoch {self.trainer.epochs_done}")
-        return error
-
     def _diverged(self, what: str) -> None:
-        saved = self.files.saved
-        kept = f"{self.files.out / LAST} holds the state before that ({saved})" if saved else NO_CHECKPOINT
-        advice = f"Try a learning rate below {self.config.learning_rate:g}"
-        more = ", with --resume to continue from there" if saved else ""
-        raise RunError(f"training diverged: {what}. {kept}. {advice}{more}")
+        raise RunError(f"training diverged: {what}. Try a learning rate below {self.settings.learning_rate:g}")
 
-    # Files ------------------------------------------------------------------------------------------------------
-
-    def _save_within_epoch(self) -> None:
-        """Write ``last.safetensors`` within an epoch, unless training diverges: then the one before is better.
-
-        A loss belongs to the parameters before its step. What the last step did shows only in the next loss.
-        """
-        with self.files.errors_named():
-            next_loss = self.trainer.peek_loss()
-        if next_loss <= DIVERGED_MSE:
-            self._save(LAST)
+    def _seconds_left(self, step_s: float) -> float:
+        steps = self.epochs * self.trainer.steps - self._total_steps()
+        return steps * step_s + (self.epochs - len(self.history)) * self._evaluation_s
 
     def _save(self, name: str) -> None:
-        parameters = self.network.read_parameters()
-        for parameter, value in parameters.items():
+        checkpoint = self._checkpoint()
+        for parameter, value in checkpoint.parameters.items():
             if not np.isfinite(value).all():
                 self._diverged(f"{parameter} is no longer finite after {self._total_steps()} steps")
-        self.files.save(self.checkpoint(parameters), name)
+        with writing(self.out / name) as path:
+            save_checkpoint(checkpoint, path)
+        if name == LAST:
+            self.saved, self._saved_at = _place(checkpoint), perf_counter()
+
+    def _checkpoint(self) -> Checkpoint:
+        trainer = self.trainer
+        return Checkpoint(
+            **vars(self.settings),
+            parameters=self.network.read_parameters(),
+            architecture=self.network.architecture,
+            **asdict(trainer.position()),
+            order_sha256=trainer.order_digest(),
+            samples=trainer.samples,
+            data=self._identity,
+            commit=self._commit,
+            epoch_seconds=self._epoch_seconds,
+            history=self.history,
+            best=self.best,
+        )
+
+    def _write(self, name: str, data: bytes) -> None:
+        with writing(self.out / name) as path:
+            replace_file(path, data)
 
     def _write_pictures(self) -> None:
-        """Reconstruct held-out pictures, or training pictures if none are held out."""
-        self.files.write_pictures(self.network, self.data.train if self.data.held_out is None else self.data.held_out)
+        pictures = self.data.held_out if len(self.data.held_out) else self.data.train
+        self._write(PICTURES, reconstructions_png(self.network, pictures))
 
     def _draw_losses(self) -> None:
-        self.files.draw_losses(self.history, self.trainer.samples, self.config.batch_size)
+        if self.history:
+            from bench.views.training_chart import training_png  # matplotlib is slow to import
+
+            self._write(LOSS_CHART, training_png(self.history, self.trainer.samples, self.settings.batch_size))
+
+    def _add_scalars(self, values: Iterable[tuple[int, dict[str, float | None]]]) -> None:
+        """Write steps and their values by tag for TensorBoard, where it was asked for."""
+        if self._scalars:
+            with writing(self.out / SCALARS):
+                self._scalars.add(values)
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    return f"epoch {checkpoint.epoch}, step {checkpoint.step}"
 
 
 def thinned(losses: np.ndarray) -> list[float]:
@@ -303,7 +276,7 @@ def thinned(losses: np.ndarray) -> list[float]:
 @contextlib.contextmanager
 def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Inside, the first Ctrl-C or SIGTERM calls ``stop``; the second one ends the process as usual."""
-    before: dict[int, Any] = {}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -313,8 +286,8 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         restore()
         stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
-"""A comparison of two files in words: a table of the rows that both have, and lines below it."""
+"""The table and the lines that ``convbench compare`` prints."""
 
 from __future__ import annotations
 
 from bench.records.compare import FASTER, SAME, SLOWER, UNCLEAR, Comparison, first_names
 from bench.records.statistics import CONFIDENCE
-from bench.views.table import NOTHING, Cell, Column, Group, Row, Table, Tone, columns, row
+from bench.views.table import NOTHING, Cell, Group, Table, Tone, columns, row
 from bench.views.words import interval, ratio, seconds
 
 TONES: dict[str, Tone] = {FASTER: "good", SLOWER: "bad", SAME: "", UNCLEAR: "warning"}
@@ -14,14 +14,7 @@ HEADERS = ("old\nmedian", "new\nmedian", "new /\nold", f"{100 * CONFIDENCE:.0f} 
 
 def comparison_table(found: Comparison) -> Table:
     """A line for each row that both files have."""
-    shown = columns("name", HEADERS)
-    shown[0] = Column("name", text=True, fold=NAME_WIDTH)
-    untimed = [row(name, *[NOTHING] * len(HEADERS), Cell("not timed", tone="quiet")) for name in found.not_timed]
-    return Table("", [*shown, Column("verdict")], [Group([*_judged(found), *untimed])])
-
-
-def _judged(found: Comparison) -> list[Row]:
-    return [
+    rows = [
         row(
             judgement.name,
             seconds(judgement.old_s),
@@ -33,6 +26,8 @@ def _judged(found: Comparison) -> list[Row]:
         )
         for judgement in found.judgements
     ]
+    rows += [row(name, *[NOTHING] * len(HEADERS), Cell("not timed", tone="quiet")) for name in found.not_timed]
+    return Table("", columns("name", [*HEADERS, "verdict"], NAME_WIDTH), [Group(rows)])
 
 
 def comparison_lines(found: Comparison) -> list[str]:

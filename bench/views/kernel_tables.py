@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
+from itertools import groupby
 
 from bench.records.kernels import KernelResources, KernelRow, KernelsRecord, LoopCounts
-from bench.views.table import NOTHING, Cell, Column, Group, Row, Table, columns, row
-from bench.views.words import span
+from bench.views.table import NOTHING, Cell, Group, Row, Table, columns, row
+from bench.views.words import kernel_name, span
 from common.operations import WHOLE_STEP, Operation
 from versions.registry import REGISTRY
 
 MAIN_TARGET = "sm_90"
 """The target that is shown in full, where there are several."""
-NAME_WIDTH = 34  # characters of a kernel's name on a terminal; the figures need the others of the 132
+NAME_WIDTH = 25  # characters of a kernel's name on a terminal; the figures need the others of the 80
 LABELS = {info.name: info.label for info in REGISTRY}
 
 
 def kernel_tables(record: KernelsRecord) -> list[Table]:
-    """One target in full, and if there are several, registers and occupancy for each; fits 132 characters."""
+    """Resources and inner loops for one target; if there are several, registers for each. All fit 80 characters."""
     targets = record.config.targets
     main = MAIN_TARGET if MAIN_TARGET in targets else targets[-1]
-    tables = [_full_table(record, main)]
-    if len(targets) > 1:
-        tables.append(_targets_table(record))
-    return tables
+    tables = [_resources_table(record, main), _loops_table(record, main)]
+    return [*tables, _targets_table(record)] if len(targets) > 1 else tables
 
 
 def kernel_summary(record: KernelsRecord) -> str:
@@ -44,61 +42,38 @@ def condensed(operations: Iterable[tuple[str, Operation]]) -> str:
     """Say (stage, operation) pairs in few words: ``forward conv1-4, backward data conv5``."""
     stages: dict[Operation, list[str]] = {}
     for stage, operation in operations:
-        stages.setdefault(operation, []).append("" if stage == WHOLE_STEP else stage)
-    return ", ".join(f"{operation.words} {_runs(names)}".strip() for operation, names in stages.items())
+        stages.setdefault(operation, []).append(stage)
+    return ", ".join(f"{operation.words} {_stages_in_words(names)}".strip() for operation, names in stages.items())
 
 
-def _runs(names: Iterable[str]) -> str:
-    """conv1, conv2, conv3 and conv5 as ``conv1-3,5``."""
-    numbered: dict[str, list[list[int]]] = {}
-    for name in sorted(filter(None, names), key=_natural):
-        prefix, number = _natural(name)
-        runs = numbered.setdefault(prefix, [])
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return " ".join(prefix + ",".join(map(_run, runs)) for prefix, runs in numbered.items())
+def _stages_in_words(names: Iterable[str]) -> str:
+    """conv1, conv2, conv3 and conv5 as ``conv1-3,5``; nothing for the whole step."""
+    numbers = sorted({int(name.removeprefix("conv")) for name in names if name != WHOLE_STEP})
+    # Numbers that follow one another have the same distance to their places.
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return f"conv{','.join(texts)}" if texts else ""
 
 
-def _natural(name: str) -> tuple[str, int]:
-    """The letters and the number of a name; -2, which no run goes on from, if it has no number."""
-    prefix, digits = re.fullmatch(r"(.*?)(\d*)", name).groups()
-    return prefix, int(digits or -2)
-
-
-def _run(numbers: list[int]) -> str:
-    first, last = numbers[0], numbers[-1]
-    if last < 0:
-        return ""
-    return str(first) if first == last else f"{first}-{last}"
-
-
-# One target in full ---------------------------------------------------------------------------------------------------
-
-
-def _full_table(record: KernelsRecord, target: str) -> Table:
-    headers = ["threads\na block", "blocks", "registers\na thread", "stated", "spill\nbytes", "stack\nbytes"]
-    headers += ["occupancy", "shared\nbytes", "FMA", "shared\nloads", "global\nloads", "floats\nan FMA"]
-    shown = [Column("kernel, and what launches it", text=True, fold=NAME_WIDTH), *columns("", headers)[1:]]
-    of_target = [line for line in record.rows if line.target == target]
+def _resources_table(record: KernelsRecord, target: str) -> Table:
+    headers = ["threads", "blocks", "regis-\nters", "stated", "spill\nbytes", "stack\nbytes", "occu-\npancy"]
+    shown = columns("kernel, and what launches it", headers, NAME_WIDTH)
+    groups = _groups((line, _resources_row(line)) for line in record.rows if line.target == target)
     notes = [
-        "Stated: the largest number of registers that the kernel may use. Occupancy: the warps that can run at once, as"
-        " a share of the most; computed. Shared bytes: the shared memory of a block.",
-        "FMA and loads: instructions in one turn of the inner loop, in PTX; in parentheses the floats that they load."
-        " Floats an FMA: those of both kinds of load.",
+        "Threads: of a block. Registers: of a thread. Stated: the most that the kernel may use. Occupancy: the warps"
+        " that can run at once, as a share of the most; computed."
     ]
     caption = f"GPU kernels at batch {record.config.batch_size}, compiled for {target}"
-    return Table(caption, shown, _groups([(line, _full_row(line)) for line in of_target]), notes, tight=True)
+    return Table(caption, shown, groups, notes, tight=True)
 
 
-def _full_row(line: KernelRow) -> Row:
+def _resources_row(line: KernelRow) -> Row:
     resources = line.resources
     precision = " (double precision)" if resources and resources.uses_float64 else ""
-    name = Cell(line.name + precision, below=condensed(line.operations), tone="bad" if precision else "")
+    name = Cell(kernel_name(line.name) + precision, below=condensed(line.operations), tone="bad" if precision else "")
     size = [span(line.threads), span(line.blocks)]
     if resources is None:
-        return row(name, *size, Cell("refused", below="by the compiler", tone="bad", span=10))
+        return row(name, *size, Cell("refused", below="by the compiler", tone="bad", span=5))
     stated = resources.stated_registers
     over = stated is not None and resources.registers > stated
     return row(
@@ -108,24 +83,33 @@ def _full_row(line: KernelRow) -> Row:
         Cell("none", tone="bad") if stated is None else f"{stated}",
         *(Cell(f"{size:,}", tone="bad" if size else "") for size in (resources.spill_bytes, resources.stack_bytes)),
         _occupancy(resources),
-        f"{resources.shared_bytes:,}",
-        *_loop_cells(resources.loop),
     )
+
+
+def _loops_table(record: KernelsRecord, target: str) -> Table:
+    headers = ["shared\nbytes", "FMA", "shared\nloads", "global\nloads", "floats\nan FMA"]
+    shown = columns("kernel", headers, NAME_WIDTH)
+    rows = (
+        (line, row(kernel_name(line.name), f"{line.resources.shared_bytes:,}", *_loop_cells(line.resources.loop)))
+        for line in record.rows
+        if line.target == target and line.resources and (line.resources.loop or line.resources.shared_bytes)
+    )
+    notes = [
+        "Shared bytes: the shared memory of a block. FMA and loads: instructions in one turn of the inner loop, in PTX;"
+        " in parentheses the floats that they load. Floats an FMA: those of both kinds of load."
+    ]
+    return Table(f"Shared memory and inner loops, compiled for {target}", shown, _groups(rows), notes)
 
 
 def _loop_cells(loop: LoopCounts | None) -> list[str]:
     if loop is None:
         return [NOTHING] * 4
     loads = [(loop.shared_loads, loop.shared_floats), (loop.global_loads, loop.global_floats)]
-    floats = (loop.shared_floats + loop.global_floats) / loop.fma if loop.fma else None
     return [
         f"{loop.fma}",
         *(f"{count} ({floats})" if count else NOTHING for count, floats in loads),
-        NOTHING if floats is None else f"{floats:.2f}",
+        f"{(loop.shared_floats + loop.global_floats) / loop.fma:.2f}" if loop.fma else NOTHING,
     ]
-
-
-# All targets ----------------------------------------------------------------------------------------------------------
 
 
 def _targets_table(record: KernelsRecord) -> Table:
@@ -135,9 +119,11 @@ def _targets_table(record: KernelsRecord) -> Table:
         found.setdefault(_key(line), {})[line.target] = line
     kernels = []
     for by_target in found.values():
-        first = next(iter(by_target.values()))
-        kernels.append((first, row(first.name, *(_target_cell(by_target.get(target)) for target in targets))))
-    return Table("Registers and occupancy for every target", columns("kernel", targets), _groups(kernels))
+        first, *_ = by_target.values()
+        kernels.append(
+            (first, row(kernel_name(first.name), *(_target_cell(by_target.get(target)) for target in targets)))
+        )
+    return Table("Registers and occupancy for every target", columns("kernel", targets, NAME_WIDTH), _groups(kernels))
 
 
 def _target_cell(line: KernelRow | None) -> Cell:
@@ -166,7 +152,7 @@ def _key(line: KernelRow) -> tuple:
     return (line.name, *map(tuple, (line.versions, line.operations, line.threads, line.blocks)))
 
 
-def _groups(kernels: list[tuple[KernelRow, Row]]) -> list[Group]:
+def _groups(kernels: Iterable[tuple[KernelRow, Row]]) -> list[Group]:
     """The rows under the versions that launch them; shared kernels come last."""
     groups: dict[str, list[Row]] = {}
     for line, drawn in sorted(kernels, key=lambda pair: (len(pair[0].versions) > 1, pair[0].versions)):

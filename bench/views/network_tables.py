@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from bench.machine.devices import DeviceStatus
 from bench.records.layers import planned_buffers
-from bench.views.table import Column, Group, Row, Table, columns, row
+from bench.views.table import NOTHING, Cell, Column, Group, Row, Table, columns, row
+from bench.views.words import kernel_name, megabytes
 from common.architecture import Architecture, receptive_fields
 from common.backend import Device
 from common.network import flat_offsets, parameter_shapes
@@ -17,14 +18,16 @@ DOCUMENT_FIELDS = "The network's design document differs: it gives 3, 6, 10, 14,
 DOCUMENT_BUDGET_MB = 625
 BUDGET_BATCH = 64
 BUDGET_MB = {
-    "weights": 3,
-    "weight gradients": 3,
-    "activations": 150,
-    "gradient buffers": 290,
-    "other buffers": 100,
-    "im2col workspace": 75,
+    "weights and biases": 3,
+    "their gradients": 3,
+    "activation, gradient": 150 + 290,
+    "batch of pictures": 100,
+    "workspace": 75,
 }
-"""The design document's memory limits at ``BUDGET_BATCH``. Their sum is 621; the document gives 625."""
+"""The design document's limits at ``BUDGET_BATCH``, by purpose of a buffer. Their sum is 621; the document gives 625.
+
+Its "activations" and "gradient buffers" are one here. "batch of pictures" stands for its "other buffers".
+"""
 
 RESAMPLING = {"maxpool": "ReLU, pool", "upsample": "ReLU, up", None: "nothing"}
 
@@ -65,10 +68,10 @@ def stages_table(architecture: Architecture) -> Table:
 
 def receptive_field_table(architecture: Architecture) -> Table:
     """The exact, computed receptive field of every layer."""
-    rows = []
-    for name, sizes in receptive_fields(architecture):
-        by_position = " or ".join(map(str, sorted(sizes))) if len(sizes) > 1 else ""
-        rows.append(row(name, f"{max(sizes)}", by_position))
+    rows = [
+        row(name, f"{max(sizes)}", " or ".join(map(str, sorted(sizes))) if len(sizes) > 1 else "")
+        for name, sizes in receptive_fields(architecture)
+    ]
     shown = columns("layer", ["largest", "by position"])
     return Table("receptive field, pixels", shown, [Group(rows)], [DOCUMENT_FIELDS])
 
@@ -76,8 +79,8 @@ def receptive_field_table(architecture: Architecture) -> Table:
 def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo, device: Device, threads: int) -> Table:
     """Every buffer that a version allocates for training, in the version's layout."""
     plans = planned_buffers(info, architecture, batch_size, device, threads)
-    rows = [row(plan.name, " x ".join(map(str, plan.shape)), plan.purpose, _megabytes(plan.bytes)) for plan in plans]
-    total = row("total", "", "without pictures", _megabytes(sum(plan.bytes for plan in plans)), strong=True)
+    rows = [row(plan.name, " x ".join(map(str, plan.shape)), plan.purpose, megabytes(plan.bytes, 2)) for plan in plans]
+    total = row("total", "", "without pictures", megabytes(sum(plan.bytes for plan in plans), 2), strong=True)
     shown = [*_texts("buffer", "shape"), *columns("purpose", ["MB"])]
     budget = f"The design document's budget at batch {BUDGET_BATCH} is {DOCUMENT_BUDGET_MB} MB."
     caption = f"memory of {info.label} on the {device}, batch {batch_size}"
@@ -91,43 +94,33 @@ def work_table(architecture: Architecture, batch_size: int, info: BackendInfo) -
         return None
     _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
     shared = elementwise_work(architecture, batch_size, info.layout, parameters)
+    groups = [Group([_work_row(part) for part in parts]) for parts in (work, shared)]
     flops, least, bound_s = (
         sum(getattr(part, name) for part in work + shared) for name in ("flops", "least_bytes", "bound_s")
     )
-    total = row(
-        "total", "", "", f"{flops / 1e6:,.1f}", _megabytes(least), "", "", f"{bound_s * 1e6:,.1f}", "", "", strong=True
-    )
-    headers = ["MFLOP", "least\nMB", "asked\nMB", "asked /\nleast", "bound\nµs", "bound by", "shared\n/ FMA"]
+    sums = [f"{flops / 1e6:,.1f}", megabytes(least), "", "", f"{bound_s * 1e6:,.1f}", "", ""]
+    groups.append(Group([row("total", *sums, strong=True)]))
+    headers = ["MFLOP", "least\nMB", "asked\nMB", "asked /\nleast", "bound\nµs", "bound\nby", "shared\nan FMA"]
     notes = [
         f"Bound: the shortest time on a card with {CEILING_FLOP_PER_S / 1e12:g} TFLOP/s in float32 and "
         f"{CEILING_BYTES_PER_S / 1e12:g} TB/s; computed, not measured.",
-        "Least: every operand crosses global memory once. Asked: what the threads load and store; caches serve the"
-        " rest.",
-        "Shared / FMA: floats read from shared memory for one multiply-add.",
+        "Least: every operand crosses global memory once. Asked: what the threads load and store, unknown for cuBLAS;"
+        " caches serve the rest.",
+        "Shared an FMA: floats read from shared memory for one multiply-add.",
     ]
-    return Table(
-        f"GPU kernels of {info.label} in a training step, batch {batch_size}",
-        [*_texts("stage", "operation"), *columns("kernel", headers)],
-        [*(Group([_work_row(part) for part in parts]) for parts in (work, shared)), Group([total])],
-        notes,
-    )
+    caption = f"GPU kernels of {info.label} in a training step, batch {batch_size}"
+    return Table(caption, columns("operation, kernel", headers), groups, notes, tight=True)
 
 
 def _work_row(work: KernelWork) -> Row:
     asked, per_fma = work.asked_bytes, work.shared_loads_per_fma
     return row(
-        work.stage,
-        work.operation.words,
-        work.kernel,
+        Cell(f"{work.stage} {work.operation.words}", below=kernel_name(work.kernel)),
         f"{work.flops / 1e6:,.1f}",
-        _megabytes(work.least_bytes),
-        "cuBLAS's" if asked is None else _megabytes(asked),
+        megabytes(work.least_bytes),
+        NOTHING if asked is None else megabytes(asked),
         "" if asked is None else f"{asked / work.least_bytes:,.1f}",
         f"{work.bound_s * 1e6:,.1f}",
         work.bound_by,
         "" if per_fma is None else f"{per_fma:.3f}",
     )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.2f}"

@@ -1,15 +1,13 @@
 """One HTML page from results files: for readers who were not there when they were measured.
 
-Any mix of files of ``convbench run``, ``layers`` and ``kernels`` goes in. Each gets its own part, headed by its machine
-and date, because figures of different machines are not comparable. The page is self-contained: the charts are inside
-it, it loads nothing and runs no script, and the same files give the same page, byte by byte.
+Any mix of files of ``convbench run``, ``layers`` and ``kernels`` goes in. Each gets its own section, headed by its
+machine and date, because figures of different machines are not comparable. The page is self-contained: the charts are
+inside it, it loads nothing and runs no script, and the same files give the same page, byte by byte.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,59 +16,44 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bench.model import from_json, to_json
 from bench.records import kernels, layers, run
-from bench.records.documents import read_bytes, read_object, schema_of
+from bench.records.documents import read_object
 from bench.records.files import create_file, replace_file
 from bench.views import page_parts
-from bench.views.page_parts import Block, Section
-from bench.views.page_words import summary_paragraphs
 from bench.views.words import date, shortened
 from common.errors import UsageError
 
 SUFFIXES = (".html", ".htm")
-KINDS = {
-    run.SCHEMA: "run",
-    run.OLD_SCHEMA: "run",
-    layers.SCHEMA: "layers",
-    kernels.SCHEMA: "kernels",
-    kernels.OLD_SCHEMA: "kernels",
-}
+METHOD = (
+    "Every row was checked against a float64 reference before it was timed. Rows take turns, epoch by epoch or step by "
+    "step. The clock of an epoch runs from the shuffle to the last synchronisation; the time of a row is the median.",
+    "A speedup is the ratio of two medians of one run, on one device and in one arithmetic; its 95 % interval takes "
+    "the n-th epochs of both rows together. Ceilings are a large matrix product, copy and read, timed on the same "
+    "machine; a row that failed its checks, or is faster than the ceilings allow, has no time.",
+)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of results file: how it is read and drawn, and what the page says if there is none."""
+    """A kind of results file: how it is read and shown, and the command that writes one."""
 
+    name: str
     title: str
     read: Callable[[Path], Any]
-    blocks: Callable[[Any, str], list[Block]]
-    missing: str
+    parts: Callable[[Any], page_parts.Parts]
     command: str
 
 
-PARTS = {
-    "run": Kind(
-        "Training epochs",
-        run.read_run,
-        page_parts.run_blocks,
-        "Epoch times, speedup, loss and pictures",
-        "convbench run --device {device} --out results",
-    ),
-    "layers": Kind(
-        "Layers",
-        layers.read_layers,
-        page_parts.layers_blocks,
-        "The operations of a training step, ceilings and memory",
-        "convbench layers --device {device} --out results",
-    ),
-    "kernels": Kind(
-        "Kernel resources",
-        kernels.read_kernels,
-        page_parts.kernels_blocks,
-        "Registers, spills, memory and occupancy of the GPU kernels",
-        "convbench kernels --out results",
-    ),
+RUN = Kind("run", "Training epochs", run.read_run, page_parts.run_parts, "run --device {device}")
+LAYERS = Kind("layers", "Layers", layers.read_layers, page_parts.layers_parts, "layers --device {device}")
+KERNELS = Kind("kernels", "Kernel resources", kernels.read_kernels, page_parts.kernels_parts, "kernels")
+ORDER = (RUN, LAYERS, KERNELS)
+KINDS = {
+    run.SCHEMA: RUN,
+    run.OLD_SCHEMA: RUN,
+    layers.SCHEMA: LAYERS,
+    kernels.SCHEMA: KERNELS,
+    kernels.OLD_SCHEMA: KERNELS,
 }
 
 
@@ -78,140 +61,59 @@ PARTS = {
 class Source:
     """A file that was read."""
 
-    kind: str
+    kind: Kind
     name: str
     """``run``, or ``run 2`` where there are several."""
     file: str
     record: Any
 
-    @property
-    def id(self) -> str:
-        """For anchors on the page."""
-        return self.name.replace(" ", "-")
 
-    @property
-    def where(self) -> str:
-        """The machine; for kernels, which no machine has run, their targets."""
-        if self.kind == "kernels":
-            return f"compiled for {', '.join(self.record.config.targets)}"
-        return self.record.environment.machine
-
-    @property
-    def heading(self) -> str:
-        """Machine and date."""
-        return f"{self.where}, {date(self.record.started)}"
-
-    @property
-    def commit(self) -> str:
-        """The commit; says so if the code differed from it."""
-        environment = self.record.environment
-        return f"{environment.commit}{', with changes' if environment.dirty else ''}"
-
-    @property
-    def command(self) -> str:
-        """The command line as a shell takes it; empty if it is not recorded."""
-        return shlex.join(self.record.environment.command_line)
-
-    @property
-    def warnings(self) -> list[str]:
-        """Warnings of a measurement, or the faults of kernels."""
-        return self.record.faults if self.kind == "kernels" else self.record.warnings
-
-    @property
-    def machine(self) -> tuple[str, int, int, str]:
-        """Equal for two files of one machine."""
-        environment = self.record.environment
-        return environment.cpu, environment.cores, environment.threads, environment.gpu.name if environment.gpu else ""
+Section = tuple[str, str, str, page_parts.Parts]
+"""Id, title, what it was measured with, and the items."""
 
 
 def write_report(files: list[Path], out: Path, *, force: bool = False) -> Path:
-    """Write the page of some results files to ``out``, whole or not at all; returns ``out``.
-
-    UsageError if a file is not a results file or is given twice, if ``out`` is no name for a page or cannot be written,
-    or if it exists and ``force`` is not set.
-    """
+    """Write the page of results files to ``out``, whole or not at all; returns ``out``. UsageError if it cannot."""
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{out} is no name for a page: it must end in {' or '.join(SUFFIXES)}")
     resolved = [path.resolve() for path in files]
-    for path, full in zip(files, resolved, strict=True):
-        if resolved.count(full) > 1:
+    for path in files:
+        if resolved.count(path.resolve()) > 1:
             raise UsageError(f"{path} is given twice")
     if out.resolve() in resolved:
         raise UsageError(f"{out} is one of the files to be read")
-    if out.is_dir():
-        raise UsageError(f"cannot write {out}: it is a folder")
     if os.path.lexists(out) and not force:
         raise UsageError(f"{out} exists; --force writes over it")
-    if not out.parent.is_dir():
-        raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
     text = render(read_sources(files))
     try:
         (replace_file if force else create_file)(out, text.encode())
-    except FileExistsError:
-        raise UsageError(f"{out} exists; --force writes over it") from None
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
     return out
-
-
-# Reading --------------------------------------------------------------------------------------------------------------
 
 
 def read_sources(files: list[Path]) -> list[Source]:
     """Read the files: runs first, then layers, then kernels, the oldest first. UsageError for any other file."""
     found = []
     for path in files:
-        kind = _kind_of(path)
-        found.append((kind, _clean(path.name), _shown(PARTS[kind].read(path), path)))
-    kinds = list(PARTS)
-    found.sort(key=lambda item: (kinds.index(item[0]), item[2].started, item[1]))
+        schema, _ = read_object(path)
+        if schema not in KINDS:
+            raise UsageError(f"{path} has schema {schema!r}; a report is made from {', '.join(KINDS)}")
+        kind = KINDS[schema]
+        record = kind.read(path)
+        for row in record.rows if kind is not KERNELS else ():
+            row.label = shortened(row.label)
+        found.append((kind, path.name, record))
     sources = []
-    for kind, file, record in found:
-        number = sum(source.kind == kind for source in sources) + 1
-        several = sum(other == kind for other, _, _ in found) > 1
-        sources.append(Source(kind, f"{kind} {number}" if several else kind, file, record))
+    for kind in ORDER:
+        of_kind = sorted((item for item in found if item[0] is kind), key=lambda item: (item[2].started, item[1]))
+        for i, (_, file, record) in enumerate(of_kind, 1):
+            sources.append(Source(kind, kind.name if len(of_kind) == 1 else f"{kind.name} {i}", file, record))
     return sources
 
 
-def _kind_of(path: Path) -> str:
-    """The kind of a file, by the schema it names."""
-    known = ", ".join(KINDS)
-    data = read_bytes(path)
-    if {"benchmarks", "machine_info"} <= read_object(path, data).keys():
-        raise UsageError(f"{path} is a file of pytest-benchmark, which has no part in a report; known are {known}")
-    schema = schema_of(path, data)
-    if schema not in KINDS:
-        raise UsageError(f"{path} has schema {schema!r}; a report is made from {known}")
-    return KINDS[schema]
-
-
-_UNSHOWN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff\ud800-\udfff]"
-)  # control characters, changes of direction, halves of a character
-
-
-def _shown(record: Any, path: Path) -> Any:
-    """The record with texts that a page and a chart can hold."""
-    document = _clean(json.loads(to_json(record)))
-    for row in document["rows"]:
-        if "label" in row:
-            row["label"] = shortened(row["label"])
-    return from_json(type(record), json.dumps(document).encode(), path)
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return _UNSHOWN.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list) else value
-
-
-# The page -------------------------------------------------------------------------------------------------------------
-
-
 def render(sources: list[Source]) -> str:
-    """The page's text; UsageError if a figure in it is too large for any page."""
+    """The page's text; UsageError if a figure is too large or too small to be drawn."""
     environment = Environment(
         loader=PackageLoader("bench.views"),
         autoescape=True,
@@ -219,46 +121,45 @@ def render(sources: list[Source]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shell"] = shlex.quote
     try:
         sections = _sections(sources)
-    except OverflowError as error:
-        raise UsageError(f"a figure in the files is too large to be shown: {error}") from error
-    measured = [source for source in sources if source.kind != "kernels"]
-    machines = {source.machine for source in measured}
-    subject = (measured or sources)[0].where if len(machines) < 2 else f"{len(machines)} machines or settings"
-    runs = [source for source in sources if source.kind == "run"]
-    return environment.get_template("report.html.j2").render(
-        title=f"Convolution backends: {shortened(subject)}",
-        sources=sources,
-        summaries=[(source, summary_paragraphs(source.record)) for source in runs],
+    except (ArithmeticError, ValueError) as error:
+        raise UsageError(f"a figure in the files cannot be shown: {error}") from error
+    measured = [source.record for source in sources if source.kind is not KERNELS]
+    first, *others = {record.environment.machine for record in measured} or {"GPU kernels"}
+    text = environment.get_template("report.html.j2").render(
+        title=f"Convolution backends: {'several machines' if others else shortened(first)}",
+        several=bool(others),
         sections=sections,
-        machines=len(machines),
         light=page_parts.LIGHT,
         dark=page_parts.DARK,
     )
+    return page_parts.printable(text)
 
 
 def _sections(sources: list[Source]) -> list[Section]:
-    """The parts of every file, in order, and what all of them share."""
-    device = next((_device(source) for source in sources if source.kind != "kernels"), "cpu")
-    sections = []
-    for name, kind in PARTS.items():
-        found = [source for source in sources if source.kind == name]
+    """A section for every file, or for what no file has, and what all of them share."""
+    device = "gpu" if any(source.record.environment.gpu for source in sources) else "cpu"
+    sections: list[Section] = []
+    commands: list[page_parts.Item] = []
+    for kind in ORDER:
+        found = [source for source in sources if source.kind is kind]
         for source in found:
-            title = f"{kind.title}, {source.name}" if len(found) > 1 else kind.title
-            origin = f"{source.heading} · commit {source.commit} · {source.file}"
-            sections.append(Section(source.id, title, kind.blocks(source.record, source.id), origin))
+            environment = source.record.environment
+            title = kind.title if len(found) == 1 else f"{kind.title}, {source.name}"
+            commit = f"commit {environment.commit}{', with changes' if environment.dirty else ''}"
+            origin = f"{environment.machine} · {date(source.record.started)} · {commit} · {source.file}"
+            sections.append((source.name.replace(" ", "-"), title, origin, kind.parts(source.record)))
+            commands.append(("text", f"{source.name.capitalize()}, at {commit}:"))
+            commands.append(("code", shlex.join(environment.command_line) or "not recorded"))
         if not found:
-            missing = Block("missing", kind.missing, kind.command.format(device=device))
-            sections.append(Section(name, kind.title, [missing]))
-    facts = [Block("table", body=page_parts.facts_table({source.name: source.record for source in sources}))]
-    lacking = [source for source in sources if source.kind != "kernels" and source.record.ceilings is None]
-    facts += [Block("missing", f"Ceilings of the {source.name} file", "convbench run") for source in lacking]
-    return [*sections, Section("facts", "Environment and settings", facts)]
-
-
-def _device(source: Source) -> str:
-    """``cpu`` or ``gpu``: where a file was measured."""
-    device = source.record.rows[0].device
-    return device if device in ("cpu", "gpu") else "cpu"
+            command = f"convbench {kind.command.format(device=device)} --out results"
+            sections.append((kind.name, kind.title, "", {"": [("missing", (kind.title, command))]}))
+    page = shlex.join(["convbench", "report", *(source.file for source in sources), "--out", "PAGE.html"])
+    facts = page_parts.facts_table({source.name: source.record for source in sources})
+    return [
+        *sections,
+        ("facts", "Environment and settings", "", {"": [("table", facts)]}),
+        ("method", "How it was measured", "", {"": [("text", text) for text in METHOD]}),
+        ("commands", "Commands", "", {"": [*commands, ("text", "This page:"), ("code", page)]}),
+    ]

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from bench.records.files import replace_file
-from bench.records.run import RunRecord, read_run, summarise
+from bench.records.run import read_run, summarise
 from bench.views.run_tables import results_table
 from bench.views.table import plain, to_markdown
 from common.errors import UsageError
@@ -32,29 +32,26 @@ def named_file(readme: Path) -> Path:
 def written(readme: Path, results: Path) -> tuple[str, str]:
     """The README as it is, and as it should be for these results; UsageError if it cannot be made."""
     before, block, after = _split(readme)
+    folder = readme.resolve().parent
     try:
-        relative = results.resolve().relative_to(readme.resolve().parent)
+        file = results.resolve().relative_to(folder)
     except ValueError:
-        raise UsageError(f"{results} is not beneath {readme.resolve().parent}: the README cannot link to it") from None
+        raise UsageError(f"{results} is not beneath {folder}: the README cannot link to it") from None
     record = read_run(results)
-    chart = relative.parent.parent / "charts" / f"{relative.stem}_speedup.png"
-    if not (readme.resolve().parent / chart).is_file():
+    chart = file.parent.parent / "charts" / f"{file.stem}_speedup.png"
+    if not (folder / chart).is_file():
         raise UsageError(f"{chart} is missing: draw it with convbench plot {results}")
-    text = block_text(record, relative.as_posix(), chart.as_posix())
-    return before + block + after, f"{before}\n{text}\n{after}"
-
-
-def block_text(record: RunRecord, file: str, chart: str) -> str:
-    """The text between the markers: chart, caption and table."""
     base = next((s.row.id for s in summarise(record.rows, BASELINE) if s.is_baseline), BASELINE)
     environment, config = record.environment, record.config
     elsewhere = "" if environment.gpu else " On a GPU: not measured."
     caption = (
         f"*{record.started[:10]}, {plain(environment.machine)}, commit {plain(environment.commit)}: epochs of "
-        f"{config.samples:,} pictures ({plain(config.data)}), batch {config.batch_size}, from "
-        f"[this results file]({file}). In parentheses: idea and layout; the 95 % interval of the speedup.{elsewhere}*"
+        f"{config.samples:,} pictures ({plain(config.data)}), batch {config.batch_size}, from [this results file]"
+        f"({file.as_posix()}). In parentheses: idea and layout; the 95 % interval of the speedup.{elsewhere}*"
     )
-    return f"![Speedup over {base}]({chart})\n\n{caption}\n\n{to_markdown(results_table(record))}"
+    picture = f"![Speedup over {base}]({chart.as_posix()})"
+    text = f"{picture}\n\n{caption}\n\n{to_markdown(results_table(record))}"
+    return before + block + after, f"{before}\n{text}\n{after}"
 
 
 def replace(readme: Path, text: str) -> None:
@@ -68,11 +65,10 @@ def replace(readme: Path, text: str) -> None:
 def _split(readme: Path) -> tuple[str, str, str]:
     """The text up to and with the first marker, between them, and from the second one on."""
     try:
-        with readme.open(encoding="utf-8", newline="") as file:
-            text = file.read()
+        text = readme.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {readme}: {getattr(error, 'strerror', None) or error}") from error
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    parts = re.split(f"({BEGIN}|{END})", text)
+    if parts[1::2] != [BEGIN, END]:
         raise UsageError(f"{readme} must have one {BEGIN} and after it one {END}")
-    first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return text[:first], text[first:last], text[last:]
+    return parts[0] + BEGIN, parts[2], END + parts[4]

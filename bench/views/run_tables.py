@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.records.run import RunRecord, RunRow, Summary, summarise
 from bench.records.statistics import FEWEST_PAIRS
 from bench.views import words
-from bench.views.table import NOTHING, Cell, Column, Group, Row, Table, columns, row
+from bench.views.table import Cell, Group, Row, Table, columns, row
 from versions.registry import BASELINE
 
 NAME_WIDTH = 14  # characters of a version's name on a terminal; the figures need the others of the 80
@@ -13,18 +13,25 @@ NAME_WIDTH = 14  # characters of a version's name on a terminal; the figures nee
 
 def results_table(record: RunRecord) -> Table:
     """Every row of the run, also those without a time; fits 80 characters."""
-    summaries = summarise(record.rows, BASELINE)
-    found = {summary.row.id: summary for summary in summaries}
-    base = next((summary.row.id for summary in summaries if summary.is_baseline), None)
-    fastest = min((summary.median_s for summary in summaries), default=None)
-    rows = [_row(row, found.get(row.id), fastest) for row in record.rows]
+    summaries = {summary.row.id: summary for summary in summarise(record.rows, BASELINE)}
+    base = next((name for name, summary in summaries.items() if summary.is_baseline), BASELINE)
+    fastest = min((summary.median_s for summary in summaries.values()), default=None)
+    rows = [_row(row, summaries.get(row.id), fastest) for row in record.rows]
     headers = ["checks\npassed", "first\nepoch", "median\nepoch", "spread", "images\nper s"]
-    headers += [f"speedup\nover {base or BASELINE}", "final\nloss", "peak\nMB"]
-    caption = (
-        f"{record.config.samples:,} pictures an epoch, batch {record.config.batch_size}, on the {record.rows[0].device}"
-    )
-    shown = [Column("version", text=True, fold=NAME_WIDTH), *columns("", headers)[1:]]
-    return Table(caption, shown, [Group(rows)], _notes(record, summaries, base), tight=True)
+    headers += [f"speedup\nover {base}", "final\nloss", "peak\nMB"]
+    config = record.config
+    caption = f"{config.samples:,} pictures an epoch, batch {config.batch_size}, on the {record.rows[0].device}"
+    notes = [
+        "First epoch: the warm-up in a fresh process, with compilation. Spread: the range of the epochs as a share of "
+        "their median; above 10 % it is noisy.",
+        f"Speedup: the median epoch of {base} divided by the row's, and its 95 % interval, which needs {FEWEST_PAIRS} "
+        f"epochs. A row without one is not compared: it ran on another device or in other arithmetic than {base}.",
+        "Peak: on a CPU the largest resident set of the process, on a GPU the device memory that it added.",
+    ]
+    changing = [run_row.id for run_row in record.rows if run_row.deterministic is False]
+    if changing:
+        notes.append(f"The same step twice gave different bits: {', '.join(changing)}.")
+    return Table(caption, columns("version", headers, NAME_WIDTH), [Group(rows)], notes, tight=True)
 
 
 def _row(run_row: RunRow, summary: Summary | None, fastest: float | None) -> Row:
@@ -53,30 +60,8 @@ def _idea(run_row: RunRow) -> str:
     return f"{below}, TF32" if run_row.precision == "tf32" else below
 
 
-def _speedup(summary: Summary) -> Cell:
-    if summary.speedup is None:
-        return Cell(NOTHING)
+def _speedup(summary: Summary) -> str | Cell:
     if summary.is_baseline:
-        return Cell("1")
-    return Cell(words.ratio(summary.speedup), below=words.interval(summary.interval) if summary.interval else "")
-
-
-def _notes(record: RunRecord, summaries: list[Summary], base: str | None) -> list[str]:
-    notes = [
-        "First epoch: the warm-up in a fresh process, with compilation. Spread: the range of the epochs as a share of "
-        "their median; above 10 % it is noisy."
-    ]
-    compared = [summary for summary in summaries if summary.speedup is not None and not summary.is_baseline]
-    if compared:
-        below = "below it, its 95 % interval"
-        if not all(summary.interval for summary in compared):
-            below = f"an interval needs {FEWEST_PAIRS} epochs or more"
-        notes.append(f"Speedup: the median epoch of {base} divided by the row's; {below}.")
-    if any(summary.speedup is None for summary in summaries):
-        why = f"it ran on another device or in other arithmetic than {base}" if base else "no version finished"
-        notes.append(f"A row without a speedup is not compared: {why}.")
-    notes.append("Peak: on a CPU the largest resident set of the process, on a GPU the device memory that it added.")
-    changing = [run_row.id for run_row in record.rows if run_row.deterministic is False]
-    if changing:
-        notes.append(f"The same step twice gave different bits: {words.joined(changing)}.")
-    return notes
+        return "1"
+    below = words.interval(summary.interval) if summary.interval else ""
+    return Cell(words.optional(summary.speedup), below=below)

@@ -1,8 +1,4 @@
-"""The one table: cells, a caption and notes; drawn by rich on a terminal, and as Markdown or HTML.
-
-The functions that build a table decide its texts; those that draw it decide its looks. The page's template draws the
-same ``Table`` as HTML.
-"""
+"""The one table model, and how it is drawn on a terminal and in Markdown. The page's template draws it as HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell. ``span`` columns are taken by a text such as the reason why a row has no figures."""
+    """One cell, which takes ``span`` columns."""
 
     text: str
     below: str = ""
@@ -78,12 +74,9 @@ def row(*cells: str | Cell, strong: bool = False) -> Row:
     return Row(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in cells), strong)
 
 
-def columns(words: str, figures: Iterable[str]) -> list[Column]:
+def columns(words: str, figures: Iterable[str], fold: int | None = None) -> list[Column]:
     """The column that names the rows, and columns of figures."""
-    return [Column(words, text=True), *(Column(name) for name in figures)]
-
-
-# On a terminal --------------------------------------------------------------------------------------------------------
+    return [Column(words, text=True, fold=fold), *map(Column, figures)]
 
 
 def to_rich(table: Table) -> RenderableType:
@@ -113,26 +106,19 @@ def to_rich(table: Table) -> RenderableType:
             for cell in line.cells:
                 cells += _rich_cells(cell, table.columns[len(cells)].fold)
             drawn.add_row(*cells, style="bold" if line.strong else "")
-    if not table.notes:
-        return drawn
     return Lines(drawn, *(Text(note, style="dim") for note in table.notes))
 
 
 def _rich_cells(cell: Cell, fold: int | None) -> list[Text]:
     text = Text(_folded(cell.text, fold), style=STYLES[cell.tone])
-    if cell.span > 1:
-        return [text, *[Text(NOTHING)] * (cell.span - 1)]
-    if cell.below:
+    if cell.below and cell.span == 1:
         text.append(f"\n{_folded(cell.below, fold)}", style=STYLES[cell.tone] or "dim")
-    return [text]
+    return [text, *[Text(NOTHING)] * (cell.span - 1)]
 
 
 def _folded(text: str, width: int | None) -> str:
     """The text in lines of at most ``width`` characters, cut at spaces and after hyphens; a longer word stays whole."""
     return textwrap.fill(text, width, break_long_words=False) if width else text
-
-
-# In a Markdown file ---------------------------------------------------------------------------------------------------
 
 
 def to_markdown(table: Table) -> str:
@@ -149,9 +135,8 @@ def to_markdown(table: Table) -> str:
 
 
 def _markdown_cells(cell: Cell) -> list[str]:
-    if cell.span > 1:
-        return [plain(f"{cell.text}: {cell.below}" if cell.below else cell.text), *[NOTHING] * (cell.span - 1)]
-    return [plain(f"{cell.text} ({cell.below})" if cell.below else cell.text)]
+    below = f": {cell.below}" if cell.span > 1 else f" ({cell.below})"
+    return [plain(cell.text + below if cell.below else cell.text), *[NOTHING] * (cell.span - 1)]
 
 
 def plain(text: str) -> str:

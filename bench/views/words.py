@@ -8,7 +8,6 @@ from datetime import datetime
 from bench.records.rows import VersionRow
 from bench.views.table import NOTHING
 
-NOT_MEASURED = "not measured"
 PRECISION_WORDS = {"fp32": "float32", "tf32": "TF32"}
 LONGEST_NAME = 44
 
@@ -36,13 +35,13 @@ def figure(value: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """A speedup: three figures."""
-    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+    """A speedup, as ``figure`` writes it."""
+    return figure(value)
 
 
 def interval(bounds: tuple[float, float]) -> str:
     """``3.26-3.39``."""
-    return f"{ratio(bounds[0])}-{ratio(bounds[1])}"
+    return f"{figure(bounds[0])}-{figure(bounds[1])}"
 
 
 def percent(share: float) -> str:
@@ -55,9 +54,9 @@ def fine_percent(share: float) -> str:
     return f"{100 * share:,.1f} %"
 
 
-def megabytes(size: int | None) -> str:
-    """Millions of bytes with one digit; ``not measured`` for None."""
-    return NOT_MEASURED if size is None else f"{size / 1e6:,.1f}"
+def megabytes(size: int | None, digits: int = 1) -> str:
+    """Millions of bytes; ``not measured`` for None."""
+    return "not measured" if size is None else f"{size / 1e6:,.{digits}f}"
 
 
 def optional(value: float | None) -> str:
@@ -71,13 +70,8 @@ def span(values: Sequence[float], unit: str = "") -> str:
     return f"{low:,}{unit}" if low == high else f"{low:,}-{high:,}{unit}"
 
 
-def joined(parts: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
 def date(started: str) -> str:
-    """``24 November 2026, 01:41 UTC``; what is no such time is given as it is."""
+    """``24 November 2026, 01:41 UTC``; the text itself if it is no such time."""
     try:
         when = datetime.strptime(started, "%Y-%m-%dT%H%M%SZ")
     except ValueError:
@@ -85,15 +79,10 @@ def date(started: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
-def row_label(label: str, row_id: str, precision: str) -> str:
-    """A row's label, with what tells a second row of a backend, and TF32, apart."""
-    repeat = f", row {row_id.partition('#')[2]}" if "#" in row_id else ""
-    return f"{label}{repeat}{', TF32' if precision == 'tf32' else ''}"
-
-
 def label_of(row: VersionRow) -> str:
-    """``row_label`` of a row of a results file."""
-    return row_label(row.label, row.id, row.precision)
+    """A row's label; a second row of a backend has its number, and TF32 is named."""
+    repeat = f", row {row.id.partition('#')[2]}" if "#" in row.id else ""
+    return f"{row.label}{repeat}{', TF32' if row.precision == 'tf32' else ''}"
 
 
 def why_no_time(row: VersionRow) -> str:
@@ -105,3 +94,8 @@ def shortened(text: str) -> str:
     """The text on one line, cut to ``LONGEST_NAME`` characters: charts have no room for more."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+
+
+def kernel_name(name: str) -> str:
+    """A kernel's name without the suffix that all of them have."""
+    return name.removesuffix("_kernel")

@@ -6,14 +6,14 @@ from math import ceil
 
 import pytest
 
-from bench.kernels.registers import kernel_registers
-from bench.machine.timers import cache_clearer, device_timer, iterations_for, seconds_of, timed_call
-from bench.measure.network_cases import NETWORK_CASES
+from bench.machine.timers import seconds_of
 from common.cases import Case
 from common.operations import OperationWork
 from common.verify import verify
 from tests.benchmarks.figures import MeasuredCeilings, Subject, about, judged
+from tests.benchmarks.network_cases import NETWORK_CASES
 from tests.benchmarks.options import SETTINGS, Settings, cases, group, operation_names
+from tests.benchmarks.timing import cache_clearer, device_timer, iterations_for, kernel_registers, timed_call
 from versions.registry import find
 
 WARM_UP_ROUNDS = 2

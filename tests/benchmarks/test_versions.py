@@ -10,9 +10,9 @@ readings of the device's own clock. The result that the timed calls left is asse
 
 import numpy as np
 
-from bench.measure.network_cases import network_case, network_work
 from common.cases import operation_case
 from common.operations import step_work
+from tests.benchmarks.network_cases import network_case, network_work
 
 
 def test_operation(subject, settings, operation, measure):

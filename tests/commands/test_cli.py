@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -134,16 +135,18 @@ def test_modules_of_the_users_folder_are_not_imported(tmp_path):
 def test_describe_prints_the_work_of_the_gpu_kernels(tmp_path):
     described = convbench("describe", "--backend", "v2", "--device", "gpu", cwd=tmp_path)
     assert described.returncode == 0, described.stderr
-    (row,) = [line.split() for line in described.stdout.splitlines() if line.split()[:2] == ["conv2", "forward"]]
+    lines = [line.split() for line in described.stdout.splitlines()]
+    (row, kernel) = next(pair for pair in pairwise(lines) if pair[0][:2] == ["conv2", "forward"])
+    assert kernel == ["CONV2D_KERNELS[wide]"]
     # FLOPs: 2 * 64 * 128 * 256 * 9 * 256. Least: x, w and y once. Shared loads: 10 + 24 floats for 192 multiply-adds.
-    assert row[2:4] == ["CONV2D_KERNELS[wide]", "9,663.7"]
-    assert float(row[4]) == pytest.approx(4 * (64 * 256 * (256 + 128) + 9 * 256 * 128) / 1e6, abs=0.01)
-    assert float(row[7]) == pytest.approx(9663.7e6 / 67e12 * 1e6, abs=0.1)
-    assert row[8:] == ["FLOPs", "0.177"]
+    assert row[2] == "9,663.7"
+    assert float(row[3]) == pytest.approx(4 * (64 * 256 * (256 + 128) + 9 * 256 * 128) / 1e6, abs=0.06)
+    assert float(row[6]) == pytest.approx(9663.7e6 / 67e12 * 1e6, abs=0.1)
+    assert row[7:] == ["FLOPs", "0.177"]
     assert "67 TFLOP/s" in described.stdout
     assert "4.3 TB/s" in described.stdout
     assert "computed, not measured" in described.stdout
-    assert max(map(len, described.stdout.splitlines())) <= 132
+    assert max(map(len, described.stdout.splitlines())) <= 132  # notes are not folded in a file
 
 
 def test_list_describe_and_doctor(tmp_path):

@@ -78,7 +78,7 @@ def test_the_last_pictures_of_an_array_are_held_out(tmp_path):
         np.testing.assert_array_equal(first_pictures(data.train, 11), pictures[:11])
         np.testing.assert_array_equal(first_pictures(data.held_out, 2), pictures[11:])
     data = load_training_data(source, tmp_path, 4, 0, 0)
-    assert (len(data.train), data.held_out) == (4, None)
+    assert (len(data.train), len(data.held_out)) == (4, 0)
     assert len(load_training_data(source, tmp_path, 13, None, 0).train) == 13
     for samples, held_out in ((13, 1), (None, 13), (14, None)):
         with pytest.raises(UsageError, match="holds 13 pictures"):

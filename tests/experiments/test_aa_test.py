@@ -29,7 +29,7 @@ def run(monkeypatch, capsys):
 
 
 def around_one(low=0.9, high=1.1):
-    return AaRun(1.0, (low, high), ([1.0] * 6, [1.0] * 6))
+    return AaRun(1.0, (low, high), ([1.0] * 6, [1.0] * 6), [], [], None)
 
 
 @pytest.mark.parametrize(

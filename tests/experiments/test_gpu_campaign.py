@@ -18,7 +18,6 @@ from bench.experiments.gpu_campaign import (
     SHARES,
     CampaignOptions,
     Step,
-    StepResult,
     call,
     campaign_steps,
     run_campaign,
@@ -115,6 +114,7 @@ def test_a_step_that_fails_does_not_affect_the_others(tmp_path, monkeypatch, gpu
     assert code == 1
     record = record_of(tmp_path / "out")
     assert record["schema"] == "convbench-campaign/1"
+    assert record["parts"][0].keys() == {"name", "words", "outcome", "seconds"}
     found = {part["name"]: (part["outcome"], part["words"]) for part in record["parts"]}
     assert found["tests"] == ("FAILED", "exit code 1: 2 failed, 1 passed in 3 s")
     assert found["run"][0] == "passed"
@@ -184,24 +184,24 @@ def test_the_record_is_written_after_each_step_and_a_full_disk_stops_nothing(tmp
     assert ["racecheck-v4", "passed"] in rows
 
 
-def options(out, **changes):
-    return CampaignOptions(out=out, **changes)
-
-
 def run_one(tmp_path, monkeypatch, step, how, output):
-    result = StepResult(step.name, "")
     ends(monkeypatch, **{step.name: (how, output)})
-    run_step(step, result, options(tmp_path), 60.0, 60.0)
-    return result.outcome, result.words
+    run_step(step, tmp_path, 60.0, 60.0)
+    return step.outcome, step.words
+
+
+def the_tests(tmp_path):
+    return campaign_steps(CampaignOptions(out=tmp_path))[0]
 
 
 def test_a_test_suite_that_only_skips_has_not_passed(tmp_path, monkeypatch):
-    tests = campaign_steps(options(tmp_path))[0]
-    assert run_one(tmp_path, monkeypatch, tests, "exit code 0", "3 skipped in 1 s") == (
+    assert run_one(tmp_path, monkeypatch, the_tests(tmp_path), "exit code 0", "3 skipped in 1 s") == (
         "FAILED", "exit code 0: 3 skipped in 1 s",
     )  # fmt: skip
-    assert run_one(tmp_path, monkeypatch, tests, "exit code 0", "2 passed, 3 skipped in 1 s")[0] == "passed"
-    assert run_one(tmp_path, monkeypatch, tests, "its time was up", "")[1] == "its time was up: no output"
+    passed = run_one(tmp_path, monkeypatch, the_tests(tmp_path), "exit code 0", "2 passed, 3 skipped in 1 s")
+    assert passed[0] == "passed"
+    late = run_one(tmp_path, monkeypatch, the_tests(tmp_path), "its time was up", "")
+    assert late == ("FAILED", "its time was up: no output")
 
 
 def test_a_missing_or_unsupported_sanitizer_is_not_measured(tmp_path, monkeypatch):
@@ -211,11 +211,12 @@ def test_a_missing_or_unsupported_sanitizer_is_not_measured(tmp_path, monkeypatc
         "not run", "compute-sanitizer is not installed: not measured",
     )  # fmt: skip
     monkeypatch.setattr(gpu_campaign.shutil, "which", lambda name, path: "/example/sanitizer")
-    step = sanitizer_steps()[0]
-    assert run_one(tmp_path, monkeypatch, step, "exit code 1", "Error: Device not supported. See the docs\n") == (
+    unsupported, faulty = sanitizer_steps()[:2]
+    refusal = "Error: Device not supported. See the docs\n"
+    assert run_one(tmp_path, monkeypatch, unsupported, "exit code 1", refusal) == (
         "not run", "compute-sanitizer does not support this device: not measured",
     )  # fmt: skip
-    assert run_one(tmp_path, monkeypatch, step, "exit code 9", "ERROR SUMMARY: 2 errors\n") == (
+    assert run_one(tmp_path, monkeypatch, faulty, "exit code 9", "ERROR SUMMARY: 2 errors\n") == (
         "FAILED", "exit code 9: ERROR SUMMARY: 2 errors",
     )  # fmt: skip
 
@@ -231,10 +232,9 @@ def test_time_that_a_step_leaves_goes_to_the_later_ones():
 
 
 def test_a_step_without_time_is_not_started(tmp_path):
-    result = StepResult("run", "")
     step = Step("run", "run", ["/does/not/exist"])
-    assert not run_step(step, result, options(tmp_path), 4.0, 4.0)
-    assert (result.outcome, result.words) == ("not run", "no time was left")
+    assert not run_step(step, tmp_path, 4.0, 4.0)
+    assert (step.outcome, step.words) == ("not run", "no time was left")
 
 
 # Processes ------------------------------------------------------------------------------------------------------------
@@ -288,10 +288,9 @@ def test_processes_that_a_command_leaves_running_are_killed(tmp_path):
 
 
 def test_a_command_that_cannot_start_is_a_failed_step(tmp_path):
-    (tmp_path / "logs").mkdir()
-    result = StepResult("bench", "")
-    run_step(Step("bench", "bench", ["/does/not/exist"]), result, options(tmp_path), 60.0, 60.0)
-    assert (result.outcome, result.words) == ("FAILED", "it cannot run: No such file or directory")
+    step = Step("bench", "bench", ["/does/not/exist"])
+    run_step(step, tmp_path, 60.0, 60.0)
+    assert (step.outcome, step.words) == ("FAILED", "it cannot run: No such file or directory")
 
 
 def test_the_tiny_step_in_the_simulator():

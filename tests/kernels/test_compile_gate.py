@@ -4,7 +4,6 @@ The compilers find what the simulator cannot: wrong types, accidental double pre
 half checks that kernels which break the rules are found.
 """
 
-import functools
 import importlib.util
 from dataclasses import replace
 
@@ -15,10 +14,10 @@ import pytest
 from bench.kernels import compiler
 from bench.kernels.compiler import rule_faults
 from bench.kernels.launches import kernel_uses
-from bench.kernels.targets import TARGETS
+from bench.kernels.targets import TARGETS, target_name
 from bench.records.kernels import KernelResources
 from common.architecture import autoencoder
-from versions.registry import REGISTRY, find, names
+from versions.registry import REGISTRY, names
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform"
@@ -30,39 +29,24 @@ GOOD = KernelResources(32, 32, 48 * 1024, 0, 0, False, None, [1.0])
 
 
 @pytest.fixture(scope="session")
-def compiled():
-    """The uses of a version, each with its result per target; a kernel that versions share is compiled once."""
-    done = {}
-
-    @functools.cache
-    def of(name):
-        uses = kernel_uses(find(name))
-        new = [use for use in uses if (use.kernel, use.types) not in done]
-        for use, target, answer in compiler.compile_uses(new):
-            done.setdefault((use.kernel, use.types), {})[target] = answer
-        return [(use, done[use.kernel, use.types]) for use in uses]
-
-    return of
+def record():
+    """Every kernel of every version, compiled for every target."""
+    return compiler.compile_record(kernel_uses(REGISTRY), TARGETS, [], [])
 
 
-@pytest.mark.parametrize("name", names())
-def test_every_kernel_keeps_the_rules_on_every_target(name, compiled):
-    broken = []
-    for use, answers in compiled(name):
-        assert tuple(answers) == TARGETS
-        for target, answer in answers.items():
-            refused = isinstance(answer, compiler.CompileError)
-            broken += [str(answer)] if refused else rule_faults(use.name, target, answer)
-    assert not broken, "\n".join(broken)
+def test_every_kernel_keeps_the_rules_on_every_target(record):
+    assert record.faults == []
+    for name in names():
+        assert {row.target for row in record.rows if name in row.versions} == set(map(target_name, TARGETS))
 
 
 @pytest.mark.parametrize("info", REGISTRY, ids=names())
-def test_the_stated_shared_loads_are_those_of_the_inner_loop(info, compiled):
+def test_the_stated_shared_loads_are_those_of_the_inner_loop(info, record):
     stated = {row.kernel: row.shared_loads_per_fma for row in info.gpu_work(autoencoder(), 64)}
-    for use, answers in compiled(info.name):
-        loop = answers[TARGET].loop
-        if loop is not None and use.name in stated:
-            assert loop.shared_floats / loop.fma == pytest.approx(stated[use.name] or 0), use.name
+    for row in record.rows:
+        loop = row.resources.loop
+        if info.name in row.versions and row.target == target_name(TARGET) and loop is not None and row.name in stated:
+            assert loop.shared_floats / loop.fma == pytest.approx(stated[row.name] or 0), row.name
 
 
 # The gate itself ----------------------------------------------------------------------------------------------------

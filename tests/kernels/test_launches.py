@@ -42,7 +42,7 @@ def test_every_operation_of_every_stage_is_recorded(name):
 
 
 def test_a_launch_outside_every_operation_is_a_defect():
-    launcher = launches.RecordingRuntime().bind("idle_kernel", (1,), (32,))
+    launcher = launches.RecordingRuntime("v1").bind("idle_kernel", (1,), (32,))
     with pytest.raises(RuntimeError, match="idle_kernel is launched outside gather_batch, conv2d_forward"):
         launcher(1)
 
@@ -54,7 +54,7 @@ def test_the_stated_work_names_the_launched_kernels(info):
     _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
     work = info.gpu_work(architecture, 64) + elementwise_work(architecture, 64, info.layout, parameters)
     stated = {(row.stage, row.operation, row.kernel) for row in work if not row.kernel.startswith("cuBLAS")}
-    launched = {(*operation, use.name) for use in launches.kernel_uses(info) for operation in use.operations}
+    launched = {(*operation, use.name) for use in launches.kernel_uses([info]) for operation in use.operations}
     # The gradient to the pictures is compiled like the others, but is not part of a step.
     assert stated == {launch for launch in launched if launch[:2] != ("conv1", Operation.BACKWARD_DATA)}
 
@@ -74,21 +74,16 @@ def test_kernels_are_found_wherever_a_module_keeps_them():
         kernel: object
         size: int = 4
 
-    class Holder:
-        kept = make("in_a_class")
-
     module = ModuleType("versions.example.gpu")
-    Holder.__module__ = module.__name__
     module.plain_kernel = make("plain_kernel")
     module.KERNELS = {"wide": make("body"), "small": [make("body")]}
     module.PLAN = Plan(make("body"))
-    module.Holder = Holder
     module.again = module.plain_kernel
     module.helper = cuda.jit(device=True)(lambda x: x)
     module.numpy = np
     found = launches.kernels_of(module)
-    assert list(found) == ["plain_kernel", "KERNELS[wide]", "KERNELS[small][0]", "PLAN.kernel", "Holder.kept"]
-    launched = [module.plain_kernel, module.PLAN.kernel, Holder.kept, module.KERNELS["small"][0]]
+    assert list(found.values()) == ["plain_kernel", "KERNELS[wide]", "KERNELS[small][0]", "PLAN.kernel"]
+    launched = [module.plain_kernel, module.PLAN.kernel, module.KERNELS["small"][0]]
     assert launches.missing_kernels(module, launched) == ["KERNELS[wide]"]
 
 
@@ -101,8 +96,7 @@ def test_a_kernel_that_nothing_launches_is_a_fault(monkeypatch):
     monkeypatch.setattr(gpu, "EXTRA", {"idle": cuda.jit(lambda x: None)}, raising=False)
     assert launches.uncovered_kernels([find("v1")]) == ["v1: EXTRA[idle] is launched by no operation of the network"]
     monkeypatch.setattr(gpu_kernels, "idle_kernel", cuda.jit(lambda x: None), raising=False)
-    assert launches.missing_kernels(gpu_kernels, []) == list(launches.kernels_of(gpu_kernels))
-    assert "idle_kernel" in launches.kernels_of(gpu_kernels)
+    assert launches.uncovered_kernels(REGISTRY)[1:] == ["common.gpu_kernels: idle_kernel is launched by no version"]
 
 
 def test_a_version_without_gpu_code_is_a_usage_error():

@@ -55,6 +55,24 @@ def test_the_innermost_loop_is_counted_and_an_outer_one_only_without_it():
     assert inner_loop(PTX.replace("fma.rn.f32", "mul.f32")) is None
 
 
+def test_a_block_behind_the_loop_counts_if_it_leads_back_into_it():
+    behind = """
+{
+$L__BB0_1:
+	fma.rn.f32 %f1, %f2, %f3, %f1;
+	@%p1 bra $L__BB0_4;
+$L__BB0_2:
+	@%p2 bra $L__BB0_1;
+	ret;
+$L__BB0_4:
+	ld.global.f32 %f2, [%rd1];
+	bra.uni $L__BB0_2;
+}
+"""
+    assert inner_loop(behind) == LoopCounts(fma=1, global_loads=1, global_floats=1)
+    assert inner_loop(behind.replace("bra.uni $L__BB0_2;", "ret;")) == LoopCounts(fma=1)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform")
 @pytest.mark.parametrize("target", TARGETS, ids=target_name)
 def test_the_inner_loop_of_a_tiled_kernel(target):

@@ -6,7 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.machine.devices import ROOT, child_environment, choose_device, device_status, nvml_gpu, probe_gpu
+from bench.machine.devices import (
+    ROOT,
+    child_environment,
+    choose_device,
+    cpu_cache_bytes,
+    device_status,
+    nvml_gpu,
+    probe_gpu,
+)
 from common.device import usable_cores
 from common.errors import UsageError
 
@@ -60,6 +68,7 @@ def test_a_driver_without_cuda_packages_says_what_to_install(nvml, monkeypatch):
 def test_a_cpu_is_always_available():
     assert device_status("cpu").available
     assert choose_device("cpu").name
+    assert cpu_cache_bytes() is None or cpu_cache_bytes() >= 2**15
     assert usable_cores() >= 1
 
 

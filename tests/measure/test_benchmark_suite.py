@@ -9,18 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench.kernels.registers import kernel_registers
 from bench.machine import timers
 from bench.machine.ceilings import Ceilings
 from bench.machine.devices import ROOT, DeviceStatus
 from bench.machine.environment import Environment, Gpu
-from bench.measure.network_cases import NETWORK_CASES, network_case, network_work
 from common.architecture import autoencoder
 from common.cases import operation_case
 from common.errors import UsageError
 from common.operations import METHODS, OperationWork, step_work
 from tests import broken
-from tests.benchmarks import figures, options
+from tests.benchmarks import figures, options, timing
+from tests.benchmarks.network_cases import NETWORK_CASES, network_case, network_work
 from tests.benchmarks.options import SETTINGS, cases, choose, group, operation_names
 from versions.registry import names
 
@@ -177,7 +176,7 @@ def test_an_estimate_leaves_the_first_call_out():
 
 @pytest.mark.parametrize(("seconds", "iterations"), [(1.0, 1), (0.005, 1), (0.002, 3), (1e-5, 500), (0.0, 10_000)])
 def test_a_round_lasts_long_enough(seconds, iterations):
-    assert timers.iterations_for(seconds) == iterations
+    assert timing.iterations_for(seconds) == iterations
 
 
 def test_a_gpus_cache_is_overwritten_on_the_backends_stream(monkeypatch):
@@ -198,21 +197,21 @@ def test_a_gpus_cache_is_overwritten_on_the_backends_stream(monkeypatch):
     cupy = SimpleNamespace(empty=empty, cuda=SimpleNamespace(Device=lambda: device))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     backend = SimpleNamespace(device="gpu", runtime=SimpleNamespace(stream=Stream()))
-    timers.cache_clearer(backend)()
+    timing.cache_clearer(backend)()
     assert queued == [(0, 200, backend.runtime.stream)]
 
 
 def test_a_cpus_cache_is_overwritten(monkeypatch):
-    monkeypatch.setattr(timers, "cpu_cache_bytes", lambda: 4_096)
+    monkeypatch.setattr(timing, "cpu_cache_bytes", lambda: 4_096)
     seen = []
-    overwrite = timers._overwrite_and_read()
+    overwrite = timing._overwrite_and_read()
 
     def spy(vector, value, sums):
         overwrite(vector, value, sums)
         seen.append((vector.nbytes, vector.min(), vector.max(), sums.tolist()))
 
-    monkeypatch.setattr(timers, "_overwrite_and_read", lambda: spy)
-    clear = timers.cache_clearer(SimpleNamespace(device="cpu", threads=2))
+    monkeypatch.setattr(timing, "_overwrite_and_read", lambda: spy)
+    clear = timing.cache_clearer(SimpleNamespace(device="cpu", threads=2))
     clear()
     clear()
     assert seen == [(8_192, 1, 1, [128, 128]), (8_192, 2, 2, [256, 256])]
@@ -241,10 +240,10 @@ def test_registers_of_the_kernels_that_a_call_launches():
         backend.launch_grid(forward, (1,), (256,))
         backend.launch_grid(sum_shares, (1,), (256,))
 
-    assert kernel_registers(backend, call) == {"forward": 96, "sum_shares": 24}
+    assert timing.kernel_registers(backend, call) == {"forward": 96, "sum_shares": 24}
     assert backend.launched == [forward, sum_shares]
     assert "launch_grid" not in vars(backend)
-    assert kernel_registers(broken.PlainBackend(), call) is None
+    assert timing.kernel_registers(broken.PlainBackend(), call) is None
 
 
 # Results ------------------------------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ NOT_SEEN_HERE = (broken.ReluDropsNaN, broken.SpreadsNaN, broken.DiffersFromRunTo
 def failures(backend, operation, architecture=TINY):
     """What is wrong after an operation was called a few times, as the benchmarks call it."""
     case = operation_case(backend, architecture, operation, BATCH, np.random.default_rng(3))
-    call = timers.timed_call(backend, case.call)
+    call = timing.timed_call(backend, case.call)
     call()
     case.poison()
     call()
@@ -406,7 +405,7 @@ def test_files_are_kept_apart_by_machine_and_gpu(monkeypatch):
 
 
 STAND_INS = """
-import common.verify, bench.machine.ceilings, bench.machine.timers, versions.registry
+import common.verify, bench.machine.ceilings, tests.benchmarks.timing, versions.registry
 from time import perf_counter
 from types import SimpleNamespace
 
@@ -424,7 +423,7 @@ def load(self, device, *, precision, threads):
     return ReturnsZeros(precision=precision, threads=threads)
 
 events = SimpleNamespace(Event=Event, get_elapsed_time=elapsed)
-bench.machine.timers.device_timer = lambda backend: bench.machine.timers.EventTimer(None, events)
+tests.benchmarks.timing.device_timer = lambda backend: tests.benchmarks.timing.EventTimer(None, events)
 Ceilings = bench.machine.ceilings.Ceilings
 bench.machine.ceilings.measure_ceilings = lambda *where: Ceilings(*where[:3], 1e15, 1e15, 1e15, None)
 common.verify.verify = lambda *arguments, **options: [common.verify.Check("stands in", True, 0.0)]

@@ -18,12 +18,12 @@ import pytest
 from bench.records import layers
 from bench.records.compare import compare_files
 from bench.records.kernels import read_kernels
-from bench.records.run import read_run, summarise
+from bench.records.run import read_run
 from bench.records.samples import read_samples
 from bench.training.checkpoint import _digest, load_checkpoint
 from bench.training.folder import LAST
 from bench.views import page as report
-from bench.views.charts import epoch_time_figure, plt
+from bench.views.charts import drawn, run_charts
 from bench.views.run_tables import results_table
 from common.dataset import read_cifar10
 from common.errors import RunError, UsageError
@@ -202,9 +202,9 @@ def originals(tmp_path_factory):
     def read_run_file(path):
         record = read_run(path)
         results_table(record)
-        summaries = summarise(record.rows, "v1")
-        if summaries and seldom("charts"):
-            plt.close(epoch_time_figure(record, summaries))
+        charts = run_charts(record)
+        if charts and seldom("charts"):
+            drawn(charts["epoch-time"], "svg")
         compare_files(path, path, alpha=0.05, effect=0.05)
         read_any(path)
 

@@ -57,6 +57,7 @@ def without(row, key):
 
 WRONG = {
     "an unknown operation": (new_kernels_file(new_kernel_row("k", operations=[["conv1", "max-pool"]])), "operations"),
+    "an unknown stage": (new_kernels_file(new_kernel_row("k", operations=[["last", "forward"]])), "operations"),
     "an occupancy above 1": (new_kernels_file(new_kernel_row("k", resources={"occupancy": [1.5]})), "occupancy"),
     "no resources": (new_kernels_file(without(new_kernel_row("k"), "resources")), "resources"),
     "another target": (new_kernels_file(config={"batch_size": 64, "targets": ["sm_80"]}), "not among the targets"),

@@ -5,7 +5,6 @@ import pytest
 
 from bench.training.checkpoint import load_checkpoint
 from bench.training.folder import LAST
-from bench.training.outputs import RunFiles
 from bench.training.run import TrainingRun
 from common.network import initial_parameters
 from common.training import Position
@@ -28,7 +27,7 @@ def expected(tmp_path_factory):
 
 def test_from_the_cpu_to_the_gpu_and_back(tmp_path, monkeypatch, expected):
     """V1 on the CPU, then one epoch of V4's GPU kernels, stopped half-way, then V1 on the CPU again."""
-    monkeypatch.setattr(RunFiles, "draw_losses", lambda *figures: None)
+    monkeypatch.setattr(TrainingRun, "_draw_losses", lambda run: None)
     data = tiny_data(train=4, held_out=1)
     train_tiny(tmp_path, tiny_config(1, "v1"), data)
     run = TrainingRun(tiny_config(2, "v4", device="gpu"), data, ARCHITECTURE, tmp_path, loaded(tmp_path))
@@ -51,7 +50,7 @@ def test_from_the_cpu_to_the_gpu_and_back(tmp_path, monkeypatch, expected):
 
 
 def test_resuming_on_the_gpu_gives_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(RunFiles, "draw_losses", lambda *figures: None)
+    monkeypatch.setattr(TrainingRun, "_draw_losses", lambda run: None)
     data = tiny_data(train=3, held_out=1)
     config = tiny_config(1, "v4", device="gpu")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -8,34 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.records.training import Requested, TrainSettings
 from bench.training.data import TrainingData
-from bench.training.folder import LAST, check_resumable, find_start, locked
+from bench.training.folder import LAST, find_start, locked
 from bench.training.run import TrainingRun
-from bench.training.settings import TrainConfig
 from common.architecture import autoencoder
-from versions.registry import find
 
 ARCHITECTURE = autoencoder((8, 8), (3, 2))
 
 
 def tiny_data(train=7, held_out=3):
     pictures = np.random.default_rng(0).integers(0, 256, (train + held_out, 3, 8, 8), np.uint8)
-    return TrainingData(pictures[:train], pictures[train:] if held_out else None, "random", "random pictures")
+    return TrainingData(pictures[:train], pictures[train:], "random", "random pictures")
 
 
-def tiny_config(epochs, backend="v1", **changes):
+def tiny_config(epochs, backend="v1", *, checkpoint_steps=1, **changes):
     settings = {"device": "cpu", "precision": "fp32", "threads": 1, "batch_size": 2, "learning_rate": 0.1, "seed": 0}
-    return TrainConfig(backend=find(backend), epochs=epochs, checkpoint_steps=1, **{**settings, **changes})
+    asked = Requested(epochs, checkpoint_steps, "", "")
+    return TrainSettings(backend=backend, asked=asked, **{**settings, **changes})
 
 
-def train_tiny(out, config, data=None, listener=None):
+def train_tiny(out, config, data=None, **options):
     """Begin a run or resume it; returns the run."""
     data = data or tiny_data()
     with locked(out):
         start = find_start(out, ARCHITECTURE, resume=(out / LAST).exists())
-        if start:
-            check_resumable(start, config.seed, config.batch_size, data, out / LAST)
-        run = TrainingRun(config, data, ARCHITECTURE, out, start, listener)
+        run = TrainingRun(config, data, ARCHITECTURE, out, start, **options)
         run.run()
     return run
 

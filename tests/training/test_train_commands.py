@@ -17,8 +17,9 @@ from PIL import Image
 from bench import cli
 from bench.commands import probe as probe_module
 from bench.machine.devices import ROOT
+from bench.records import files
 from bench.records.training import Requested
-from bench.training import features
+from bench.training import outputs
 from bench.training.checkpoint import load_checkpoint, save_checkpoint
 from bench.training.folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES
 from bench.views.words import duration
@@ -124,7 +125,7 @@ BAD = {
         ["train", "--out", "new", "--data", "cifar10", "--samples", "5", "--held-out", "9"], ["9", "holds 3"]
     ),
     "encode no checkpoint": (["encode", "file", "--out", "l.npy"], ["file is damaged or no safetensors file"]),
-    "encode nothing": (["encode", "none", "--out", "l.npy"], ["cannot read none: no such file"]),
+    "encode nothing": (["encode", "none", "--out", "l.npy"], ["cannot read none: No such file"]),
     "encode to text": (["encode", "file", "--out", "l.txt"], ["l.txt", ".npy"]),
     "encode over a file": (["encode", "file", "--out", "file.npy"], ["file.npy exists"]),
     "encode to nowhere": (["encode", "file", "--out", "no/l.npy"], ["there is no folder no"]),
@@ -244,7 +245,7 @@ def test_latents_are_written_part_by_part(tmp_path):
 
     tracemalloc.start()
     try:
-        features.write_array(tmp_path / "large.npy", parts(), (400 * 64, 8192), "<f4")
+        outputs.write_new(tmp_path / "large.npy", outputs.npy_chunks(parts(), (400 * 64, 8192), "<f4"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -256,19 +257,24 @@ def test_latents_are_written_part_by_part(tmp_path):
 
 def test_an_array_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
     path = tmp_path / "latents.npy"
-    with pytest.raises(RunError, match="needs 5 rows, but 3 were computed"):
-        features.write_array(path, [np.zeros((3, 2))], (5, 2), "<f4")
+
+    def truncated():
+        yield np.zeros((2, 2))
+        raise RunError("pictures.npy was truncated")
+
+    with pytest.raises(RunError, match="was truncated"):
+        outputs.write_new(path, outputs.npy_chunks(truncated(), (3, 2), "<f4"))
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(features.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(RunError, match=r"cannot write .*latents\.npy: No space left on device"):
-        features.write_array(path, [np.zeros((3, 2))], (3, 2), "<f4")
+        outputs.write_new(path, outputs.npy_chunks([np.zeros((3, 2))], (3, 2), "<f4"))
     assert list(tmp_path.iterdir()) == []
     path.write_text("something")
     with pytest.raises(UsageError, match="exists"):
-        features.write_array(path, [np.zeros((3, 2))], (3, 2), "<f4")
+        outputs.write_new(path, outputs.npy_chunks([np.zeros((3, 2))], (3, 2), "<f4"))
     assert path.read_text() == "something"
 
 
@@ -372,7 +378,7 @@ def test_foreign_files_are_not_overwritten(tmp_path, convbench):
     (tmp_path / "loss.png").write_text("mine")
     code, _, errors = convbench("train", "--out", tmp_path, "--data", "photos")
     assert (code, errors.count("\n")) == (2, 1)
-    assert "already has loss.png, which would be overwritten: choose another --out" in errors
+    assert "already has loss.png, which would be overwritten" in errors
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 

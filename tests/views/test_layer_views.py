@@ -43,19 +43,11 @@ def test_the_table_fits_a_hundred_columns_and_shows_everything():
     assert ceilings_line(CEILINGS) == "ceilings measured (cpu, fp32): GEMM 200 GFLOP/s, memory 30 GB/s"
 
 
-def test_medians_that_do_not_add_up_are_explained():
-    noisy = row("v4")
-    first, second = (times.seconds for times in noisy.operations[1:3])
-    first[0] += 1.0
-    second[1] += 1.0
-    (summary,) = summarise_layers(record(replace(noisy, step_s=[3.0, 3.0, 3.0])))
-    assert "their medians add up to" in text_of(operations_table(summary))
-
-
 def test_operations_that_take_longer_than_the_step_are_shown_as_they_are():
     long = row("v4", step_s=[0.001])
     (summary,) = summarise_layers(record(long))
-    assert "below zero" in text_of(operations_table(summary))
+    (overhead,) = (line.split() for line in text_of(operations_table(summary)).splitlines() if " overhead " in line)
+    assert overhead[1].startswith("-")
     assert layers_figure(record(long)) is not None
 
 
@@ -64,7 +56,7 @@ def test_memory_stands_beside_the_budget_and_nothing_is_left_blank():
     text = text_of(layer_memory_table(record(*rows)))
     assert max(map(len, text.splitlines())) <= 100
     lines = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line.strip()}
-    assert lines["activations, gradients"][-5] == "440"
+    assert lines["activation, gradient"][-5] == "440"
     assert lines["together"][-5] == "625"
     assert sum(BUDGET_MB.values()) == 621
     assert text.count("not measured") == 8
@@ -79,9 +71,9 @@ def test_charts_show_what_is_believed_and_nothing_else(tmp_path):
     bad = row("v3", reason="suspicious: 900 GFLOP/s")
     results = write_layers(record(row("v2", scale=3), bad, row("v4")), prepare_folder(tmp_path))
     written = draw_layer_charts(results, tmp_path / "charts")
-    assert [path.name.rpartition("_")[2] for path in written] == [
+    assert {path.name.rpartition("_")[2] for path in written} == {
         "steps.png", "steps.svg", "roofline.png", "roofline.svg",
-    ]  # fmt: skip
+    }  # fmt: skip
     steps, roofline = (path.read_text() for path in written if path.suffix == ".svg")
     for text in (steps, roofline):
         assert "v4 im2col GEMM (NCHW)" in text

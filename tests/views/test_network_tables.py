@@ -41,6 +41,16 @@ def assert_unbroken(table, width):
     assert all(" ".join(note.split()) in words for note in table.notes)
 
 
+def assert_words_whole(table, width):
+    """No line is wider than the terminal; names may fold at spaces, but no word is broken."""
+    lines = lines_of(table, width)
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in line.split()}
+    for group in table.groups:
+        for row in group.rows:
+            assert {word for cell in row.cells for word in f"{cell.text} {cell.below}".split()} <= words
+
+
 def row_of(table, name):
     (found,) = [row for group in table.groups for row in group.rows if row.cells[0].text == name]
     return [cell.text for cell in found.cells]
@@ -55,8 +65,7 @@ def test_the_tables_of_the_network_fit_80_columns():
 def test_the_tables_of_a_version_fit_their_terminal(info):
     for device in ("cpu", "gpu"):
         assert_unbroken(memory_table(NETWORK, 64, info, device, 64), 80)
-    assert_unbroken(work_table(NETWORK, 64, info), 132)
-    assert_unbroken(work_table(NETWORK, 4096, info), 132)
+    assert_words_whole(work_table(NETWORK, 64, info), 80)
 
 
 def test_stages():
@@ -97,12 +106,11 @@ def test_memory_adds_up(info):
 def test_work_adds_up_and_names_operations_in_words(info):
     table = work_table(NETWORK, 64, info)
     rows = [[cell.text for cell in row.cells] for group in table.groups[:-1] for row in group.rows]
-    total = float(row_of(table, "total")[3].replace(",", ""))
-    assert total == pytest.approx(sum(float(row[3].replace(",", "")) for row in rows), abs=0.1 * len(rows))
-    operations = {row[1] for row in rows}
-    assert {"forward", "backward data", "maxpool backward", "sgd"} <= operations
+    total = float(row_of(table, "total")[1].replace(",", ""))
+    assert total == pytest.approx(sum(float(row[1].replace(",", "")) for row in rows), abs=0.1 * len(rows))
+    operations = {row[0] for row in rows}
+    assert {"conv2 forward", "conv5 backward data", "conv1 maxpool backward", "step sgd"} <= operations
     assert not any("_" in operation for operation in operations)
-    assert {row[0] for row in rows if row[1] in ("gather", "loss", "sgd")} == {"step"}
 
 
 def test_a_version_that_states_no_work_has_no_table(monkeypatch):

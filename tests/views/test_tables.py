@@ -6,10 +6,11 @@ import pytest
 from rich.console import Console
 
 from bench.records.layers import summarise_layers
-from bench.views.charts import places
+from bench.views.charts import COLOURS, colours_of
 from bench.views.layer_tables import ceilings_line, layer_memory_table, operations_table, steps_table
 from bench.views.run_tables import results_table
 from bench.views.table import to_markdown, to_rich
+from bench.views.words import figure, ratio
 from tests.support.results_files import (
     ENVIRONMENT,
     GPU,
@@ -25,6 +26,13 @@ def printed(table, width):
     file = io.StringIO()
     Console(file=file, width=width).print(to_rich(table))
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.04567, "0.0457"), (1, "1"), (99.96, "100"), (999.7, "1,000"), (12345.6, "12,346")]
+)
+def test_three_figures_or_all_before_the_point(value, text):
+    assert figure(value) == ratio(value) == text
 
 
 @pytest.fixture
@@ -60,28 +68,37 @@ def test_the_results_in_markdown_have_one_line_a_row(widest):
     assert "| no time: failed verification: conv2 is wrong | - |" in lines[-1]
 
 
-def test_the_notes_tell_what_was_not_compared(widest):
+def test_the_notes_name_the_baseline_and_rows_that_are_not_deterministic(widest):
     notes = " ".join(results_table(widest).notes)
-    assert "A row without a speedup is not compared" in notes
-    assert "needs 6 epochs" not in notes
-    few = run_record(row("v1", 2.0, epochs=3), row("v2", 1.0, epochs=3, deterministic=False))
-    notes = " ".join(results_table(few).notes)
-    assert "needs 6 epochs" in notes
+    assert "the median epoch of v1 divided by the row's" in notes
+    assert "different bits" not in notes
+    changing = run_record(row("v3", 2.0), row("v2", 1.0, deterministic=False))
+    notes = " ".join(results_table(changing).notes)
+    assert "the median epoch of v3" in notes
     assert "gave different bits: v2" in notes
-    assert "Speedup" not in " ".join(results_table(run_record(row("v2", 1.0, **NO_TIME))).notes)
 
 
 def test_rows_beside_the_versions_have_colours_of_their_own():
     rows = [row("v2", 1.0), row("torch-eager", 1.0), row("v2", 1.0, id="v2#2"), row("v1", 1.0), row("other", 1.0)]
-    assert places(run_record(*rows).rows) == {"v2": 1, "torch-eager": 4, "v2#2": 5, "v1": 0, "other": 6}
+    places = {"v2": 1, "torch-eager": 4, "v2#2": 5, "v1": 0, "other": 6}
+    assert colours_of(run_record(*rows).rows) == {row_id: COLOURS[place] for row_id, place in places.items()}
 
 
 def test_the_operations_of_a_step():
     record = layers_record(layer_row("v1", 1.2, step_s=[0.8, 1.2, 1.3]))
     (summary,) = summarise_layers(record)
-    text = printed(operations_table(summary), 100)
-    assert max(map(len, text.splitlines())) <= 100
-    for words in ("conv2 backward filter", "sgd", "all operations", "overhead", "whole step", "42 % noisy", "100.0 %"):
+    text = printed(operations_table(summary), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for words in (
+        "conv2",
+        "backward filter",
+        "sgd",
+        "all operations",
+        "overhead",
+        "whole step",
+        "42 % noisy",
+        "100.0 %",
+    ):
         assert words in text
     fast = layers_record(layer_row("v1", 0.001))
     assert "time\nµs" in [column.header for column in operations_table(summarise_layers(fast)[0]).columns]
