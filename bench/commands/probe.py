@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from bench.commands.console import say, show, wide_console
 from bench.commands.networks import NetworkOptions
 from bench.commands.options import check_choice
 from bench.training.data import load_labelled
-from bench.training.features import FEATURES, ProbeResult, probe_checkpoints
+from bench.training.features import FEATURES, probe_checkpoints
 from bench.views.table import Group, Table, columns, row
 from bench.views.words import fine_percent
 from common.architecture import autoencoder
@@ -40,22 +39,16 @@ def probe_command(options: ProbeOptions) -> None:
     train, test = (
         load_labelled(options.data, options.data_dir, split, count, options.seed) for split, count in counts.items()
     )
-    results = probe_checkpoints(
-        options.checkpoints, autoencoder(), settings, train, test, features=options.features, seed=options.seed
-    )
-    table = probe_table(results, float(np.bincount(test[1]).max() / len(test[1])))
-    console = wide_console()
-    sizes = f"trained on {options.samples:,} pictures, tested on {options.test_samples:,}"
-    say(console, f"linear classifier, {options.features} latents: {sizes}")
-    show(table, console)
-
-
-def probe_table(results: Iterable[ProbeResult], most_frequent: float) -> Table:
-    """The accuracy on each set of features; ``most_frequent`` is the share of the most frequent class."""
     rows = []
-    for result in results:
+    for result in probe_checkpoints(
+        options.checkpoints, autoencoder(), settings, train, test, features=options.features, seed=options.seed
+    ):
         low, high = (100 * bound for bound in result.interval)
         name = result.features if result.converged else f"{result.features} (not converged)"
         rows.append(row(name, f"{result.dimensions:,}", fine_percent(result.accuracy), f"{low:.1f} to {high:.1f}"))
-    note = f"interval: Wilson's, 95 %; always the most frequent class: {fine_percent(most_frequent)}"
-    return Table("", columns("features", ("values", "accuracy", "95 % interval")), [Group(rows)], [note])
+    most_frequent = fine_percent(float(np.bincount(test[1]).max() / len(test[1])))
+    note = f"interval: Wilson's, 95 %; always the most frequent class: {most_frequent}"
+    console = wide_console()
+    sizes = f"trained on {options.samples:,} pictures, tested on {options.test_samples:,}"
+    say(console, f"linear classifier, {options.features} latents: {sizes}")
+    show(Table("", columns("features", ("values", "accuracy", "95 % interval")), [Group(rows)], [note]), console)

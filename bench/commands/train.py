@@ -81,7 +81,7 @@ def train_command(options: TrainOptions) -> None:
             settings.asked.data, Path(settings.asked.data_dir), options.samples, options.held_out, options.seed,
             stream=options.stream, room_bytes=free_bytes,
         )  # fmt: skip
-        run = TrainingRun(settings, pictures, architecture, options.out, start, tensorboard=options.tensorboard)
+        run = TrainingRun(settings, pictures, architecture, options.out, start)
         already = run.trainer.epochs_done
         say(console, f"data: {pictures.description}; {len(pictures.held_out):,} held out")
         label = find(settings.backend).label
@@ -93,8 +93,7 @@ def train_command(options: TrainOptions) -> None:
         with terminal_bar(TextColumn("{task.fields[figures]}"), quiet=options.quiet) as bar, stop_on_signals(run.stop):
             # On a terminal the bar's own console prints lines above the bar.
             shown = bar.console if console.is_terminal and not options.quiet else console
-            run.on_progress = _Display(shown, run.epochs, bar)
-            finished = run.run()
+            finished = run.run(_Display(shown, run.epochs, bar), tensorboard=options.tensorboard)
     if not finished:
         kept = f"{options.out / LAST} holds {run.saved}" if run.saved else "no checkpoint was worth writing"
         say(console, f"stopped after {run.trainer.epochs_done} epochs and {run.trainer.steps_done} steps; {kept}")

@@ -143,10 +143,7 @@ class Checkpoint(TrainSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Checkpoint:
         steps = -(-self.samples // self.batch_size)
-        if self.step >= steps:
-            raise ValueError(f"step {self.step}: an epoch has {steps} steps")
-        if len(self.losses) != self.step:
-            raise ValueError(f"{self.step} steps, but {len(self.losses)} losses")
-        if len(self.history) != self.epoch:
-            raise ValueError(f"{self.epoch} epochs, but figures of {len(self.history)}")
+        if self.step >= steps or (len(self.losses), len(self.history)) != (self.step, self.epoch):
+            found = f"{len(self.losses)} losses, figures of {len(self.history)} epochs, {steps} steps an epoch"
+            raise ValueError(f"epoch {self.epoch}, step {self.step}, but {found}")
         return self

@@ -32,21 +32,16 @@ NOT_JSON = ("schema", "format", "sha256")
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically. Raises OSError if that fails; ``path`` is then unchanged."""
-    replace_file(path, checkpoint_bytes(metadata_of(checkpoint), checkpoint.parameters))
+    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in checkpoint.parameters.items()}
+    metadata = {**metadata_of(checkpoint), "schema": SCHEMA, "format": "pt"}  # "pt" is for PyTorch's tools
+    metadata["sha256"] = _digest(metadata, tensors)
+    replace_file(path, safetensors.numpy.save(tensors, metadata))
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Every field but the parameters, as JSON texts."""
     values = adapter(Checkpoint).dump_python(checkpoint, mode="json", by_alias=True)
     return {name: json.dumps(value, allow_nan=False) for name, value in values.items()}
-
-
-def checkpoint_bytes(metadata: dict[str, str], parameters: dict[str, np.ndarray]) -> bytes:
-    """The file's content; schema and digest are added to the metadata."""
-    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in parameters.items()}
-    metadata = {**metadata, "schema": SCHEMA, "format": "pt"}  # "pt" is how PyTorch's tools recognise the file
-    metadata["sha256"] = _digest(metadata, tensors)
-    return safetensors.numpy.save(tensors, metadata)
 
 
 def load_checkpoint(path: Path, architecture: Architecture) -> Checkpoint:

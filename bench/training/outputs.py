@@ -1,7 +1,4 @@
-"""The files that training and its commands write, apart from checkpoints, and the errors when that fails.
-
-Events for TensorBoard are written in this thread and flushed at once, so that a full disk raises an error there.
-"""
+"""The files that training and its commands write, apart from checkpoints, and the errors when that fails."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,38 +80,40 @@ def reconstructions_png(network: Network, pictures: Pictures) -> bytes:
     return grid_png(originals, np.concatenate(list(forward_batches(network, originals))))
 
 
-class Scalars:
-    """A TensorBoard event file in ``folder``; every method raises OSError if the disk refuses it."""
+@contextlib.contextmanager
+def scalar_writer(folder: Path | None, step: int) -> Iterator[Callable[[int, dict[str, float | None]], None]]:
+    """A function that adds values by tag to a new TensorBoard event file in ``folder``, for the steps after ``step``.
 
-    def __init__(self, folder: Path, step: int) -> None:
-        """Begin a file for the steps after ``step``."""
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
-        from tensorboardX.summary import scalar
+    It writes in this thread and flushes at once, so that a full disk raises an error there. Without a folder it does
+    nothing.
+    """
+    if folder is None:
+        yield lambda step, values: None
+        return
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import scalar
 
-        self._event, self._scalar = Event, scalar
+    def write(step: int, **content: Any) -> None:
+        records.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+    def add(step: int, values: dict[str, float | None]) -> None:
+        with writing(folder):
+            for tag, value in values.items():
+                if value is not None:
+                    write(step, summary=scalar(tag, value))
+            records.flush()
+
+    with writing(folder):
         folder.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names.
-        self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
-        try:
-            self._write(0, file_version="brain.Event:2")
+        records = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+    try:
+        with writing(folder):
+            write(0, file_version="brain.Event:2")
             # A mark: TensorBoard discards the later steps that a killed process wrote. Steps count from 1.
-            self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
-        except OSError:
-            self.close()
-            raise
-
-    def add(self, values: Iterable[tuple[int, dict[str, float | None]]]) -> None:
-        """Write steps and their values by tag, None left out, and flush the file to the disk."""
-        for step, tags in values:
-            for tag, value in tags.items():
-                if value is not None:
-                    self._write(step, summary=self._scalar(tag, value))
-        self._records.flush()
-
-    def close(self) -> None:
-        """End the file."""
-        self._records.close()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
+            write(step + 1, session_log=SessionLog(status=SessionLog.START))
+        yield add
+    finally:
+        with contextlib.suppress(OSError):  # the content is on the disk already
+            records.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +24,7 @@ from bench.records.training import BestEpoch, Checkpoint, EpochFigures, TrainSet
 from bench.training.checkpoint import load_network, save_checkpoint
 from bench.training.data import TrainingData
 from bench.training.folder import BEST, LAST, LOSS_CHART, METRICS, PICTURES, SCALARS, best_of, check_resumable
-from bench.training.outputs import Scalars, metrics_csv, reconstructions_png, writing
+from bench.training.outputs import metrics_csv, reconstructions_png, scalar_writer, writing
 from common.architecture import Architecture
 from common.errors import RunError, UsageError
 from common.network import initial_parameters
@@ -62,16 +62,12 @@ class TrainingRun:
         architecture: Architecture,
         out: Path,
         start: Checkpoint | None = None,
-        *,
-        tensorboard: bool = False,
-        on_progress: Callable[[RunProgress], None] = lambda progress: None,
     ) -> None:
         """Allocate everything; nothing is written yet. UsageError if ``start`` belongs to a different run."""
         identity = data.identity()
         if start:
             check_resumable(start, settings, len(data.train), identity, out / LAST)
         self.settings, self.epochs, self.data, self.out = settings, settings.asked.epochs, data, out
-        self.tensorboard, self.on_progress = tensorboard, on_progress
         parameters = start.parameters if start else initial_parameters(architecture, settings.seed)
         self.network = load_network(settings, architecture, parameters)
         self.trainer = Trainer(self.network, data.train, learning_rate=settings.learning_rate, seed=settings.seed)
@@ -85,7 +81,6 @@ class TrainingRun:
         self._saved_at = perf_counter()
         self._epoch_seconds = start.epoch_seconds if start else 0.0
         self._evaluation_s = 0.0
-        self._scalars: Scalars | None = None
         if start:
             self.trainer.restore(start.position)
             if self.trainer.order_digest() != start.order_sha256:
@@ -94,10 +89,14 @@ class TrainingRun:
                     f"that it was trained with; install that version"
                 )
 
-    def run(self) -> bool:
+    def run(
+        self, on_progress: Callable[[RunProgress], None] = lambda progress: None, *, tensorboard: bool = False
+    ) -> bool:
         """Train to ``epochs`` in all; False if it was stopped earlier. Raises RunError if it cannot go on."""
+        self._on_progress = on_progress
         try:
-            finished = self._train()
+            with scalar_writer(self.out / SCALARS if tensorboard else None, self._total_steps()) as self._add_scalars:
+                finished = self._train()
             self._draw_losses()
             return finished
         except BaseException as error:
@@ -107,19 +106,12 @@ class TrainingRun:
                 kept = f"{LAST} holds {self.saved}: --resume continues from there"
                 raise RunError(f"{error}; {kept if self.saved else 'no checkpoint was written yet'}") from error
             raise
-        finally:
-            if self._scalars:
-                with contextlib.suppress(OSError):  # the content is on the disk already
-                    self._scalars.close()
 
     def stop(self) -> None:
         """Let ``run`` end with a checkpoint, after the current step or evaluation."""
         self.stopping = True
 
     def _train(self) -> bool:
-        if self.tensorboard:
-            with writing(self.out / SCALARS) as folder:
-                self._scalars = Scalars(folder, self._total_steps())
         if self.history:  # a killed process may have written its checkpoint and no more
             self._write(METRICS, metrics_csv(self.history))
         if self.trainer.epochs_done < self.epochs:
@@ -150,13 +142,13 @@ class TrainingRun:
             bad = np.flatnonzero(~np.isfinite(losses))
             if bad.size:  # the checkpoints are from earlier steps
                 self._diverged(f"the loss is {losses[bad[0]]} in step {bad[0] + 1} of epoch {epoch + 1}")
-            values = ({"loss/step": float(loss)} for loss in losses[first:])
-            self._add_scalars(enumerate(values, epoch * trainer.steps + first + 1))
+            for step, loss in enumerate(losses[first:], epoch * trainer.steps + first + 1):
+                self._add_scalars(step, {"loss/step": float(loss)})
             step_s = seconds / (done - begun)
             images_per_s = trainer.samples / trainer.steps / step_s
             left = self._seconds_left(step_s)
             progress = RunProgress(epoch + 1, done, trainer.steps, float(losses[-1]), images_per_s, left)
-            self.on_progress(progress)
+            self._on_progress(progress)
             if done < trainer.steps:
                 due = checkpoint_steps and done % checkpoint_steps == 0
                 due = due or self.stopping or perf_counter() - self._saved_at > CHECKPOINT_S
@@ -166,7 +158,7 @@ class TrainingRun:
                 if self.stopping:
                     return False
         figures, best = self._end_epoch(losses)
-        self.on_progress(replace(progress, seconds_left=self._seconds_left(step_s), figures=figures, best=best))
+        self._on_progress(replace(progress, seconds_left=self._seconds_left(step_s), figures=figures, best=best))
         return not self.stopping or trainer.epochs_done >= self.epochs
 
     def _end_epoch(self, losses: np.ndarray) -> tuple[EpochFigures, bool]:
@@ -203,7 +195,7 @@ class TrainingRun:
             self._save(LAST)
         self._write(METRICS, metrics_csv(self.history))
         self._write_pictures()
-        self._add_scalars([(figures.step, figures.scalars())])
+        self._add_scalars(figures.step, figures.scalars())
         return figures, is_best
 
     def _total_steps(self) -> int:
@@ -255,12 +247,6 @@ class TrainingRun:
             from bench.views.training_chart import training_png  # matplotlib is slow to import
 
             self._write(LOSS_CHART, training_png(self.history, self.trainer.samples, self.settings.batch_size))
-
-    def _add_scalars(self, values: Iterable[tuple[int, dict[str, float | None]]]) -> None:
-        """Write steps and their values by tag for TensorBoard, where it was asked for."""
-        if self._scalars:
-            with writing(self.out / SCALARS):
-                self._scalars.add(values)
 
 
 def _place(checkpoint: Checkpoint) -> str:

@@ -169,7 +169,7 @@ def _bar_chart(
         axes.barh(i, length, height=0.6, color=colours[row.id])
         axes.plot(samples, [i] * len(samples), marker, color=shade(0), markerfacecolor=shade(1), markersize=5)
         write_beside(axes, i, max([length, *samples]), text)
-    axes.set_xlim(0, 1.3 * axes.dataLim.xmax)
+    axes.set_xlim(0, 1.22 * axes.dataLim.xmax)  # room for the figures
     axes.set_xlabel(words)
     name_bars(axes, [row for row, *_ in bars])
     entitle(axes, title, *origin(record))

@@ -33,8 +33,8 @@ def train_tiny(out, config, data=None, **options):
     data = data or tiny_data()
     with locked(out):
         start = find_start(out, ARCHITECTURE, resume=(out / LAST).exists())
-        run = TrainingRun(config, data, ARCHITECTURE, out, start, **options)
-        run.run()
+        run = TrainingRun(config, data, ARCHITECTURE, out, start)
+        run.run(**options)
     return run
 
 

@@ -8,7 +8,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from bench.training.checkpoint import SCHEMA, checkpoint_bytes, load_checkpoint, metadata_of, save_checkpoint
+from bench.training import checkpoint as module
+from bench.training.checkpoint import SCHEMA, load_checkpoint, metadata_of, save_checkpoint
 from bench.training.folder import BEST, LAST
 from common.architecture import autoencoder
 from common.errors import UsageError
@@ -117,10 +118,19 @@ WRONG = {
 }
 
 
-def forge(path, checkpoint, changes, parameters=None):
-    """Write a checkpoint with other metadata, and with a digest that matches it."""
-    metadata = {**metadata_of(checkpoint), **{name: json.dumps(value) for name, value in changes.items()}}
-    path.write_bytes(checkpoint_bytes(metadata, parameters or checkpoint.parameters))
+@pytest.fixture
+def forge(checkpoint, tmp_path, monkeypatch):
+    """Writes a checkpoint with other metadata or parameters, and with a digest that matches them."""
+    kept = metadata_of(checkpoint)
+
+    def write(changes, parameters=None):
+        monkeypatch.setattr(module, "metadata_of", lambda _: {**kept, **changes})
+        save_checkpoint(
+            replace(checkpoint, parameters={**checkpoint.parameters, **(parameters or {})}), tmp_path / LAST
+        )
+        return tmp_path / LAST
+
+    return write
 
 
 def refusal(path):
@@ -133,11 +143,9 @@ def refusal(path):
 
 
 @pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG.keys())
-def test_impossible_metadata_is_refused_even_with_a_valid_digest(checkpoint, tmp_path, changes):
-    path = tmp_path / LAST
-    forge(path, checkpoint, {})
-    load_checkpoint(path, ARCHITECTURE)
-    forge(path, checkpoint, changes)
+def test_impossible_metadata_is_refused_even_with_a_valid_digest(forge, changes):
+    load_checkpoint(forge({}), ARCHITECTURE)
+    path = forge({name: json.dumps(value) for name, value in changes.items()})
     assert refusal(path).startswith(f"{path} is not a valid checkpoint: ")
 
 
@@ -149,20 +157,19 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("changes", PARAMETERS.values(), ids=PARAMETERS.keys())
-def test_impossible_parameters_are_refused_even_with_a_valid_digest(checkpoint, tmp_path, changes):
-    path = tmp_path / LAST
-    forge(path, checkpoint, {}, {**checkpoint.parameters, **changes})
+def test_impossible_parameters_are_refused_even_with_a_valid_digest(forge, changes):
+    path = forge({}, changes)
     assert refusal(path).startswith(f"{path} is not a valid checkpoint: ")
 
 
-def test_the_first_wrong_field_is_named(checkpoint, tmp_path):
-    path = tmp_path / LAST
-    forge(path, checkpoint, {"asked": {**json.loads(metadata_of(checkpoint)["asked"]), "epochs": "many"}})
-    assert "asked.epochs: Input should be a valid integer" in refusal(path)
+def test_the_first_wrong_field_is_named(forge, checkpoint):
+    asked = json.loads(metadata_of(checkpoint)["asked"])
+    assert "asked.epochs: Input should be a valid integer" in refusal(
+        forge({"asked": json.dumps(asked | {"epochs": "many"})})
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "NaN", "1" * 5000], ids=len)
-def test_metadata_that_is_not_json_is_refused(checkpoint, tmp_path, text):
-    path = tmp_path / LAST
-    path.write_bytes(checkpoint_bytes({**metadata_of(checkpoint), "seed": text}, checkpoint.parameters))
+def test_metadata_that_is_not_json_is_refused(forge, text):
+    path = forge({"seed": text})
     assert refusal(path).startswith(f"{path} is not a valid checkpoint: ")

@@ -42,14 +42,13 @@ each_version = pytest.mark.parametrize("name", names())
 
 def interrupted(out, config, steps, data=None, **options):
     """Train until ``steps`` steps are done, then stop as after Ctrl-C; returns whether the run was finished."""
-    run = TrainingRun(config, data or tiny_data(), ARCHITECTURE, out, **options)
+    run = TrainingRun(config, data or tiny_data(), ARCHITECTURE, out)
 
     def stop(progress):
         if (progress.epoch - 1) * progress.steps + progress.step == steps and not progress.figures:
             run.stop()
 
-    run.on_progress = stop
-    return run.run()
+    return run.run(stop, **options)
 
 
 def loaded(out, name=LAST):
@@ -351,9 +350,8 @@ def test_divergence_that_no_loss_shows_is_detected(tmp_path, monkeypatch):
         bad["conv1.bias"][1] = -np.inf
         run.network.write_parameters(bad)
 
-    run.on_progress = spoil
     with pytest.raises(RunError, match=r"conv1\.bias is no longer finite after 1 steps"):
-        run.run()
+        run.run(spoil)
     monkeypatch.setattr(Evaluator, "mse", lambda self: float("nan"))
     with pytest.raises(RunError, match=r"the held-out error is nan after epoch 1"):
         train_tiny(tmp_path, tiny_config(2, "v4", checkpoint_steps=0))
@@ -626,7 +624,7 @@ def test_a_full_disk_while_writing_scalars(tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tensorboard").write_text("another")
     with pytest.raises(RunError, match=r"cannot write .*tensorboard: File exists"):
-        TrainingRun(config, tiny_data(), ARCHITECTURE, tmp_path / "other", tensorboard=True).run()
+        TrainingRun(config, tiny_data(), ARCHITECTURE, tmp_path / "other").run(tensorboard=True)
     assert (tmp_path / "other" / "tensorboard").read_text() == "another"
 
 
