@@ -33,7 +33,6 @@ class EpochFigures:
     learning_rate: Positive
     train_mse: NotNegative
     held_out_mse: NotNegative | None
-    """None without held-out pictures."""
     epoch_s: NotNegative
     images_per_s: NotNegative
     backend: str
@@ -119,11 +118,9 @@ class Checkpoint(TrainSettings):
     """Tensors in the file; every other field is metadata."""
     architecture: Architecture
     epoch: Count
-    """Complete epochs."""
     step: Count
-    """Steps done in the current epoch."""
     losses: tuple[float, ...]
-    """The loss of each of those steps."""
+    """With ``epoch`` and ``step`` the position of training; see ``Position``."""
     order_sha256: str
     """SHA-256 of the current epoch's order: a NumPy that shuffles differently cannot continue the run."""
     samples: AtLeastOne
@@ -132,7 +129,6 @@ class Checkpoint(TrainSettings):
     epoch_seconds: NotNegative
     """Time spent so far on the current epoch."""
     history: list[EpochFigures]
-    """One for each complete epoch."""
     best: BestEpoch | None
 
     @property

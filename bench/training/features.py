@@ -1,8 +1,4 @@
-"""The features of a trained network: its latents, and the linear probe, a classifier trained on them.
-
-Every version can run the parameters of a checkpoint, whichever version wrote it. The features belong to the network and
-not to the backend, and the probe shows that.
-"""
+"""The features of a trained network: its latents, and the linear probe, a classifier trained on them."""
 
 from __future__ import annotations
 

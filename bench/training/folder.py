@@ -22,11 +22,7 @@ FILES = (LAST, BEST, METRICS, LOSS_CHART, PICTURES)
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Make the folder and lock it for this process.
-
-    UsageError if it cannot be written to, or if another process trains there. The system releases the lock when the
-    process ends, even if it is killed.
-    """
+    """Make the folder and lock it, until this process ends; UsageError if that fails or another process trains there."""
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:
         try:
