@@ -22,7 +22,7 @@ FILES = (LAST, BEST, METRICS, LOSS_CHART, PICTURES)
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Make the folder and lock it, until this process ends; UsageError if that fails or another process trains there."""
+    """Make the folder and lock it for this process; UsageError if that fails or another process trains there."""
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:
         try:
