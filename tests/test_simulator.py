@@ -24,7 +24,7 @@ def test_gpu_kernels_in_the_simulator(tmp_path):
         "bench": "not run",
         "sanitize": "not run",
     }
-    words = record["parts"][0]["words"].split()
-    assert int(words[0]) > 60
-    assert words[1:] == ["passed,", "0", "failed,", "0", "skipped"]
+    number, outcome, *rest = record["parts"][0]["words"].split()
+    assert (int(number) > 60, outcome) == (True, "passed")
+    assert not {"failed", "failed,", "skipped", "skipped,", "error", "errors"} & {*rest}
     assert "not asked for" in done.stdout
