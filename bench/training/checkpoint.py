@@ -7,6 +7,7 @@ contents detects damage; the format itself detects only a truncated file. Nothin
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from hashlib import sha256
@@ -35,7 +36,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in checkpoint.parameters.items()}
     metadata = {**metadata_of(checkpoint), "schema": SCHEMA, "format": "pt"}  # "pt" is for PyTorch's tools
     metadata["sha256"] = _digest(metadata, tensors)
-    replace_file(path, safetensors.numpy.save(tensors, metadata))
+    try:
+        content = safetensors.numpy.save(tensors, metadata)
+    except safetensors.SafetensorError as error:  # the format limits the size of the metadata
+        raise OSError(errno.EFBIG, f"the checkpoint does not fit its format: {error}") from error
+    replace_file(path, content)
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:

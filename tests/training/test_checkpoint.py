@@ -39,6 +39,13 @@ def test_a_checkpoint_is_read_as_it_was_written(checkpoint, tmp_path):
         np.testing.assert_array_equal(again.parameters[name], value)
 
 
+def test_metadata_too_large_for_the_format_is_an_error_of_the_file(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "metadata_of", lambda checkpoint: {"losses": "0" * 101_000_000})
+    with pytest.raises(OSError, match="does not fit its format"):
+        save_checkpoint(checkpoint, tmp_path / LAST)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_safetensors_library_reads_it(trained):
     """Canonical names, shapes and order, and metadata as JSON texts."""
     with safetensors.safe_open(trained / BEST, "numpy") as file:
