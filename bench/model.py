@@ -57,5 +57,6 @@ def _first_fault(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ").replace("\n", " ")
     if message.startswith("Input should") and isinstance(fault["input"], str | float | int | None):
         message += f", not {repr(fault['input'])[:LONGEST_VALUE]}"
-    more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
+    others = error.error_count() - 1
+    more = f" (and {others} more {'fault' if others == 1 else 'faults'})" if others else ""
     return f"{place}: {message}{more}" if place else f"{message}{more}"

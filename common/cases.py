@@ -27,8 +27,8 @@ from common.operations import WHOLE_STEP, Operation, OperationWork
 
 DISTINCT = 4  # pictures that a timed batch repeats
 LEARNING_RATE = 2.0**-10  # about the default, 0.001, and exact in float32
-INPUTS = "inputs"  # the check that they are as they were
-LOSSES, LOSS_STEP = 4, 2  # places for losses, and the one that the loss is to be written to
+INPUTS = "inputs"  # name of the check that no input changed
+LOSSES, LOSS_STEP = 4, 2  # length of the buffer of losses, and the index of this step
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,20 @@ def operation_case(
     rng: np.random.Generator,
     *,
     distinct: int = DISTINCT,
+    prepare: bool = True,
 ) -> Case:
     """Prepare ``backend`` for the network, and the operands of one of its operations for ``batch_size`` pictures.
 
+    Without ``prepare`` the backend keeps the workspace that it was given for the same network and batch before.
     Raises ValueError for an operation that the network does not have.
     """
     stages = {stage.name: stage for stage in architecture.stages}
     operands = _Operands(backend, batch_size, min(distinct, batch_size), rng)
-    if work.stage == WHOLE_STEP and work.operation in _STEP_CASES:
+    if prepare:
         backend.prepare(architecture, batch_size)
+    if work.stage == WHOLE_STEP and work.operation in _STEP_CASES:
         return _STEP_CASES[work.operation](operands, architecture)
     if work.stage in stages and work.operation in _STAGE_CASES:
-        backend.prepare(architecture, batch_size)
         return _STAGE_CASES[work.operation](operands, stages[work.stage])
     raise ValueError(f"{work.id} is no operation of this network")
 
@@ -87,13 +89,19 @@ class _Operands:
         """Random float32."""
         return self.rng.standard_normal(shape, np.float32) + np.float32(mean)
 
-    def batch(self, shape: tuple[int, int, int], mean: float = 0.0, *, tied: bool = False) -> tuple[np.ndarray, Buffer]:
-        """Distinct random pictures (D, C, H, W), and a batch of them on the device.
+    def batch(self, shape: tuple[int, int, int], mean: float = 0.0) -> tuple[np.ndarray, Buffer]:
+        """Distinct random pictures (D, C, H, W), and a batch of them on the device."""
+        return self._batch_of(self.normal((len(self.counts), *shape), mean))
 
-        With ``tied`` they are what a ReLU could give, in quarters: many pooling windows hold equal maxima, or zeros.
-        """
-        base = self.normal((len(self.counts), *shape), mean)
-        base = np.maximum(np.round(4 * base) / 4, 0) if tied else base
+    def rectified(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, Buffer]:
+        """Like ``batch``, but what a ReLU could give; half of the pooling windows are rounded, so maxima are equal."""
+        channels, height, width = shape
+        base = np.maximum(self.normal((len(self.counts), *shape)), 0)
+        rounded = self.rng.random((len(self.counts), channels, -(-height // 2), -(-width // 2))) < 0.5
+        rounded = rounded.repeat(2, axis=2).repeat(2, axis=3)[:, :, :height, :width]
+        return self._batch_of(np.where(rounded, np.round(4 * base) / 4, base))
+
+    def _batch_of(self, base: np.ndarray) -> tuple[np.ndarray, Buffer]:
         laid = from_canonical(base, self.backend.layout)
         buffer = self.backend.upload(laid[self.which])
         self._inputs.append((buffer, laid, self.which))
@@ -237,7 +245,7 @@ def _backward_bias(operands: _Operands, stage: Stage) -> Case:
 
 
 def _maxpool(operands: _Operands, stage: Stage) -> Case:
-    y, y_buffer = operands.batch((stage.out_channels, stage.height, stage.width), tied=True)
+    y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     out = operands.activations(stage.out_channels, stage.out_height, stage.out_width)
     return operands.case(
         lambda: operands.backend.maxpool_forward(y_buffer, out),
@@ -247,7 +255,7 @@ def _maxpool(operands: _Operands, stage: Stage) -> Case:
 
 
 def _maxpool_backward(operands: _Operands, stage: Stage) -> Case:
-    y, y_buffer = operands.batch((stage.out_channels, stage.height, stage.width), tied=True)
+    y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     dout, dout_buffer = operands.batch((stage.out_channels, stage.out_height, stage.out_width))
     dy = operands.activations(stage.out_channels, stage.height, stage.width)
     return operands.case(
@@ -258,7 +266,7 @@ def _maxpool_backward(operands: _Operands, stage: Stage) -> Case:
 
 
 def _upsample(operands: _Operands, stage: Stage) -> Case:
-    y, y_buffer = operands.batch((stage.out_channels, stage.height, stage.width), tied=True)
+    y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     out = operands.activations(stage.out_channels, stage.out_height, stage.out_width)
     return operands.case(
         lambda: operands.backend.upsample_forward(y_buffer, out),
@@ -268,7 +276,7 @@ def _upsample(operands: _Operands, stage: Stage) -> Case:
 
 
 def _upsample_backward(operands: _Operands, stage: Stage) -> Case:
-    y, y_buffer = operands.batch((stage.out_channels, stage.height, stage.width), tied=True)
+    y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     dout, dout_buffer = operands.batch((stage.out_channels, stage.out_height, stage.out_width))
     dy = operands.activations(stage.out_channels, stage.height, stage.width)
 
@@ -284,18 +292,19 @@ def _upsample_backward(operands: _Operands, stage: Stage) -> Case:
 
 
 def _gather(operands: _Operands, architecture: Architecture) -> Case:
-    """A batch out of the middle of four times as many pictures, in random order."""
+    """A batch out of more than four times as many pictures, in random order, from a start between two batches."""
     backend, n = operands.backend, len(operands.which)
-    images = operands.rng.integers(0, 256, (4 * n, *architecture.input_shape), np.uint8)
-    order = operands.rng.permutation(4 * n).astype(np.int32)
+    start, count = 2 * n + 1, 4 * n + 1
+    images = operands.rng.integers(0, 256, (count, *architecture.input_shape), np.uint8)
+    order = operands.rng.permutation(count).astype(np.int32)
     images_buffer, order_buffer = operands.given(images), operands.given(order)
     x = operands.activations(*architecture.input_shape)
 
     def judge() -> list[Check]:
-        expected = images[order[n : 2 * n]] / 255.0
+        expected = images[order[start : start + n]] / 255.0
         return [check_close("gather", to_canonical(backend.read(x), backend.layout), expected, UNIT_ROUNDOFF)]
 
-    return operands.case(lambda: backend.gather_batch(images_buffer, order_buffer, n, x), [x], judge)
+    return operands.case(lambda: backend.gather_batch(images_buffer, order_buffer, start, x), [x], judge)
 
 
 def _loss(operands: _Operands, architecture: Architecture) -> Case:
@@ -330,7 +339,7 @@ def _sgd(operands: _Operands, architecture: Architecture) -> Case:
     Each subtraction may round by half a unit, and always the same way; so the tolerance grows with the calls.
     """
     backend = operands.backend
-    count = architecture.parameter_count
+    count = architecture.parameter_count | 1  # odd, so that no group of values comes out even
     start, gradients = operands.normal((count,)), operands.normal((count,))
     parameters, gradients_buffer = backend.upload(start), operands.given(gradients)
     calls = 0

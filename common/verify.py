@@ -83,8 +83,10 @@ def convolution_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.
     linear = Stage("case", c, k, height, width)
     rectified = replace(linear, resample="upsample")  # the forward case has a ReLU where its stage resamples
     at = f"N{n} C{c} K{k} {height}x{width}"
-    for stage, operation in ((rectified, Operation.FORWARD), *((linear, operation) for operation in CONVOLUTIONS)):
-        yield from _stage_checks(backend, stage, operation, n, rng, at)
+    yield from _stage_checks(backend, rectified, Operation.FORWARD, n, rng, at)
+    backend.prepare(Architecture((linear,)), n)
+    for operation in CONVOLUTIONS:  # one after the other in one workspace, as in a step
+        yield from _stage_checks(backend, linear, operation, n, rng, at, prepare=False)
 
 
 def _resampling_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Check]:
@@ -105,10 +107,18 @@ def _resampling_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.
 
 
 def _stage_checks(
-    backend: Backend, stage: Stage, operation: Operation, n: int, rng: np.random.Generator, at: str
+    backend: Backend,
+    stage: Stage,
+    operation: Operation,
+    n: int,
+    rng: np.random.Generator,
+    at: str,
+    *,
+    prepare: bool = True,
 ) -> list[Check]:
     work = OperationWork(stage.name, operation, 0, 0)
-    return run_case(backend, operation_case(backend, Architecture((stage,)), work, n, rng, distinct=n), at)
+    case = operation_case(backend, Architecture((stage,)), work, n, rng, distinct=n, prepare=prepare)
+    return run_case(backend, case, at)
 
 
 def run_case(backend: Backend, case: Case, at: str) -> list[Check]:

@@ -26,7 +26,7 @@ class CompareOptions:
     ] = None
     fail_on: Annotated[
         list[str] | None,
-        typer.Option(help="Exit with 1 if any row is: slower, unclear, missing.", metavar="VERDICT"),
+        typer.Option(help="Exit with 1 if any row is: slower, unclear, missing.", metavar="WHAT"),
     ] = None
 
 
@@ -38,9 +38,10 @@ def compare_command(options: CompareOptions) -> None:
     is 1 if a row meets a --fail-on condition.
 
     \b
-    convbench compare old.json new.json
-    convbench compare old.json new.json --fail-on slower --fail-on missing
-    convbench compare old.json new.json --effect 0.1 --allow machine
+    Examples:
+      convbench compare old.json new.json
+      convbench compare old.json new.json --fail-on slower --fail-on missing
+      convbench compare old.json new.json --effect 0.1 --allow machine
     """
     from bench.records.compare import compare_files  # with their checked models, these are slow to import
     from bench.views.compare_tables import comparison_lines, comparison_table

@@ -39,7 +39,7 @@ def show(table: Table, console: Console | None = None) -> None:
 
 
 def progress(*columns: ProgressColumn, disable: bool) -> Progress:
-    """A bar on standard error that says what is being done, and goes when it is."""
+    """A progress bar with a description, on standard error; it disappears at the end."""
     shown = columns or (TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
     return Progress(
         SpinnerColumn(),
@@ -53,7 +53,7 @@ def progress(*columns: ProgressColumn, disable: bool) -> Progress:
 
 
 def reporter(bar: Progress, total: int, *, quiet: bool) -> Callable[[str], None]:
-    """What moves the bar on by one and says what is being done; in lines where there is no terminal."""
+    """Make the function that advances the bar by one with a new description; without a terminal it prints a line."""
     task = bar.add_task("starting", total=total)
     begun = itertools.count()
 

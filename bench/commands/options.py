@@ -55,7 +55,7 @@ class VersionOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``VersionOptions`` come to on this machine."""
+    """The versions, device and arithmetic that ``VersionOptions`` select on this machine."""
 
     infos: tuple[BackendInfo, ...]
     status: DeviceStatus

@@ -22,6 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Literal
 
+import psutil
 import pydantic.dataclasses
 import typer
 from pydantic import Field
@@ -173,9 +174,11 @@ def run_campaign(options: CampaignOptions) -> None:
     for step in steps:
         if step.kind in asked and not interrupted:
             left_s = end_s - perf_counter()
-            interrupted = run_step(step, logs, left_s, share_s(left_s, step.kind, asked))
             try:
+                interrupted = run_step(step, logs, left_s, share_s(left_s, step.kind, asked))
                 replace_file(path, f"{to_json(record)}\n".encode())
+            except KeyboardInterrupt:
+                interrupted = True
             except OSError as error:  # the other steps and the table are still worth having
                 print(f"warning: cannot write {path}: {error.strerror or error}", file=sys.stderr)
     files = sorted(set(runs.glob("*.json")) - older)
@@ -239,12 +242,27 @@ def call(command: list[str], log: Path, limit_s: float) -> tuple[str, str]:
             how = "its time was up"
         except KeyboardInterrupt:
             how = INTERRUPTED
-        for number in (signal.SIGINT, signal.SIGKILL):  # also ends what the command has left running
+        _end(process)
+        file.seek(0)
+        return how, file.read()
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a command and what it has left running, workers in sessions of their own too; Ctrl-C cannot interrupt it."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        started = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid).children(recursive=True)
+        for number in (signal.SIGINT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(INTERRUPT_S)
-        file.seek(0)
-        return how, file.read()
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _write_page(files: list[Path], page: Path, logs: Path) -> str:

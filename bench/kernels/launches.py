@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from math import prod
@@ -111,6 +112,13 @@ def gpu_module(info: BackendInfo) -> ModuleType:
     return importlib.import_module(f"{info.package}.gpu")
 
 
+def gpu_modules(info: BackendInfo) -> list[ModuleType]:
+    """The modules of a version that its GPU code imports, ``gpu`` first: each of them may hold kernels."""
+    first = gpu_module(info)
+    loaded = [module for name, module in sorted(sys.modules.items()) if name.startswith(f"{info.package}.")]
+    return [first, *(module for module in loaded if module is not first)]
+
+
 def recorded_launches(info: BackendInfo) -> list[Launch]:
     """The launches of one training step of a version, in order, then those of the first stage's backward data.
 
@@ -137,7 +145,8 @@ def kernel_uses(infos: Iterable[BackendInfo]) -> list[KernelUse]:
     names = kernels_of(gpu_kernels)
     grouped: dict[tuple, list[Launch]] = {}
     for info in infos:
-        names.update(kernels_of(gpu_module(info)))
+        for module in reversed(gpu_modules(info)):  # where two hold a kernel, the name in ``gpu`` counts
+            names.update(kernels_of(module))
         for launch in recorded_launches(info):
             grouped.setdefault((launch.kernel, launch.types), []).append(launch)
     return [
@@ -155,7 +164,7 @@ def kernel_uses(infos: Iterable[BackendInfo]) -> list[KernelUse]:
 
 
 def kernels_of(module: ModuleType) -> dict[Any, str]:
-    """Each kernel that a module's globals hold, also in dictionaries, lists, tuples and dataclasses, with its path."""
+    """Each kernel of a module with its path: in globals, dictionaries, lists, tuples, dataclasses and own classes."""
     from numba import cuda
 
     kernel_type = type(cuda.jit(lambda: None))
@@ -174,6 +183,9 @@ def kernels_of(module: ModuleType) -> dict[Any, str]:
         elif is_dataclass(value) and not isinstance(value, type):
             for field in fields(value):
                 visit(f"{path}.{field.name}", getattr(value, field.name))
+        elif isinstance(value, type) and value.__module__ == module.__name__:
+            for name, item in vars(value).items():
+                visit(f"{path}.{name}", item)
 
     for name, value in vars(module).items():
         if not name.startswith("__"):
@@ -194,8 +206,8 @@ def uncovered_kernels(infos: Iterable[BackendInfo]) -> list[str]:
     launched: dict[BackendInfo, set[Any]] = {}
     for info in infos:
         launched[info] = {launch.kernel for launch in recorded_launches(info)}
-        for path in missing_kernels(gpu_module(info), launched[info]):
-            faults.append(f"{info.name}: {path} is launched by no operation of the network")
+        missing = [path for module in gpu_modules(info) for path in missing_kernels(module, launched[info])]
+        faults += [f"{info.name}: {path} is launched by no operation of the network" for path in missing]
     if launched.keys() == set(REGISTRY):
         for path in missing_kernels(gpu_kernels, set().union(*launched.values())):
             faults.append(f"common.gpu_kernels: {path} is launched by no version")

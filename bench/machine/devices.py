@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -81,8 +82,9 @@ def cpu_name() -> str:
 
 def cpu_cache_bytes() -> int | None:
     """Size of the processor's last cache; None where Linux does not report it."""
-    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")  # 32768K
-    return max((1024 * int(file.read_text().strip().removesuffix("K")) for file in files), default=None)
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = (re.fullmatch(r"(\d+)([KMG])", file.read_text().strip()) for file in files)
+    return max((int(size[1]) * 1024 ** (1 + "KMG".index(size[2])) for size in sizes if size), default=None)
 
 
 def child_environment() -> dict[str, str]:

@@ -47,7 +47,8 @@ def measure_layers(
 
     Raises WorkerError if the ceilings cannot be measured. On Ctrl-C every process is ended.
     """
-    architecture = autoencoder()
+    architecture, started = autoencoder(), start_time()
+    environment = describe_environment(setup.device, setup.threads, command_line)
     rows = [_new_row(setup, row_id, architecture) for row_id in setup.by_row]
     unclean: dict[str, int] = {}
     warnings: list[str] = []
@@ -65,7 +66,7 @@ def measure_layers(
         report("measuring what the machine can do")
         ceilings = _confirmed_ceilings(ceilings, rows, workers, warnings)
     record = LayersRecord(
-        environment=describe_environment(setup.device, setup.threads, command_line),
+        environment=environment,
         config=LayersSettings(
             batch_size=setup.batch_size,
             precision=setup.precision,
@@ -75,7 +76,7 @@ def measure_layers(
             seed=setup.seed,
         ),
         rows=rows,
-        started=start_time(),
+        started=started,
         ceilings=ceilings[0],
         other_ceilings=ceilings[1:],
         conditions=conditions,
@@ -184,8 +185,8 @@ def enter_times(row: LayerRow, answer: dict[str, Any]) -> None:
 def describe_work(row: LayerRow, architecture: Architecture, batch_size: int) -> None:
     """Fill in FLOPs and bytes of every operation of the row.
 
-    The time that a version spends in a stage outside the operations named gets their FLOPs, and of their bytes the most
-    that any one of them needs: fused operations do not move again what they hold.
+    A version may fuse operations; their time then is that of the stage. It gets the sum of their FLOPs, and the bytes
+    of the one that moves most.
     """
     work = {(part.stage, part.operation): part for part in step_work(architecture, batch_size)}
     named = {(times.stage, times.operation) for times in row.operations}

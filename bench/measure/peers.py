@@ -37,7 +37,7 @@ class Peer:
         return f"PyTorch {self.idea} ({self.layout})"
 
     def effective_precision(self, device: Device, precision: Precision) -> Precision:
-        """The arithmetic that is used when ``math`` is asked for: TF32 exists on GPUs only."""
+        """The arithmetic that is used when ``precision`` is asked for: TF32 exists on GPUs only."""
         return precision if device == "gpu" else "fp32"
 
 

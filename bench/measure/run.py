@@ -106,7 +106,7 @@ def _measure(record: RunRecord, images: np.ndarray, workers: Workers, report: On
 
 
 def _measure_ceilings(record: RunRecord, workers: Workers, report: OnProgress) -> None:
-    """Keep the faster, speed by speed, of what was measured so far and what the machine does now."""
+    """Measure the ceilings again, and keep the higher value of each speed."""
     report("measuring what the machine can do")
     found = workers.measure_ceilings(record.config.precision)
     record.ceilings = found.higher(record.ceilings) if record.ceilings else found
@@ -159,8 +159,8 @@ def time_epoch(row: RunRow, workers: Workers, *, first: bool = False) -> None:
 def shuffled(rows: list[RowT]) -> list[RowT]:
     """The rows in an order drawn anew at every call, from the system's entropy.
 
-    Either order of two rows is then as likely, on which ``statistics.ratio_interval`` rests. In a fixed order, load can
-    keep in step with one row; alternating back and forth, one burst spoils two samples of the row at the turn.
+    Either order of two rows is then as likely, on which ``statistics.ratio_interval`` rests. In a fixed order, a
+    periodic load could always meet the same row.
     """
     return random.SystemRandom().sample(rows, len(rows))
 

@@ -60,7 +60,7 @@ class Setup:
         return info.effective_precision(self.device, self.precision)
 
     def task(self, info: BackendInfo | Peer, images: Path | None) -> WorkerTask:
-        """What a process of ``info`` is told."""
+        """The task for the process of ``info``."""
         return WorkerTask(
             backend=info.name,
             peer=isinstance(info, Peer),

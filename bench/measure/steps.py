@@ -16,6 +16,7 @@ from bench.measure.setup import WorkerTask
 from common.architecture import Architecture
 from common.backend import Backend
 from common.network import Network, initial_parameters
+from common.operations import Operation
 
 WARM_UP_STEPS = 2
 STEPS_TOGETHER = {"cpu": 1, "gpu": 10}
@@ -79,7 +80,7 @@ class Steps:
             seconds = (perf_counter() - start) / count
         return seconds, self.losses()
 
-    def clocked(self, clock: Any) -> tuple[dict[tuple[str, str], float], bool, list[float]]:
+    def clocked(self, clock: Any) -> tuple[dict[tuple[str, Operation], float], bool, list[float]]:
         """Seconds by stage and operation of one step, whether they hold nothing else, and the losses.
 
         A step in which the device had to wait for the host is repeated, a few times.

@@ -28,7 +28,7 @@ VERIFIED_AT_ONCE = 2
 """Verification is not timed, so two versions are verified at once; nothing runs beside a timed epoch."""
 
 OnProgress = Callable[[str], None]
-"""Is told, in a line, what is being done, each time that changes."""
+"""Called with one line of text whenever another activity begins."""
 
 
 class WorkerError(RuntimeError):

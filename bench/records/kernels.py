@@ -124,6 +124,8 @@ def _upgrade(document: dict[str, Any]) -> None:
     """Turn a file of the first schema into the second: resources in one object, operations with underscores."""
     names = {field.name for field in fields(KernelResources)}
     for row in document["rows"]:
+        if not isinstance(row["refused"], bool):
+            raise ValueError("refused is neither true nor false")
         figures = {name: row.pop(name) for name in names & row.keys()}
         row["resources"] = None if row.pop("refused") else figures
         row["operations"] = [

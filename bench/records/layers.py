@@ -30,9 +30,15 @@ from versions.registry import BackendInfo
 SCHEMA = "convbench-layers/1"
 
 
+OLD_NAMES = {
+    "stage_forward_rest": Operation.STAGE_FORWARD,
+    "stage_backward_rest": Operation.STAGE_BACKWARD,
+}
+
+
 def _renamed(name: Any) -> Any:
     """The operation's present name; earlier files say ``stage_forward_rest``."""
-    return name.removesuffix("_rest") if isinstance(name, str) else name
+    return OLD_NAMES.get(name, name) if isinstance(name, str) else name
 
 
 @dataclass(config=CHECKED)
@@ -112,6 +118,11 @@ class LayerRow(VersionRow):
             raise ValueError(f"{self.id} has an operation twice")
         if self.finished and not self.operations:
             raise ValueError(f"{self.id} has steps but no operations")
+        samples = [times.seconds for times in self.operations]
+        if self.finished and any(len(seconds) != len(samples[0]) for seconds in samples):
+            raise ValueError(f"the operations of {self.id} do not have one time a round each")
+        if self.finished and not all(sum(turn) > 0 for turn in zip(*samples, strict=True)):
+            raise ValueError(f"the operations of {self.id} take no time in a round")
         return self
 
 

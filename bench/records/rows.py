@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from bench.machine.ceilings import Ceilings
@@ -38,6 +38,10 @@ class VersionRow:
         self.id = self.id or self.backend
 
 
+def _measured_conditions(value: Any) -> Any:
+    return None if value == {} else value
+
+
 @dataclass(config=CHECKED)
 class Measurement:
     """A file of measured rows; the kinds of files give ``config`` and ``rows`` their types."""
@@ -48,7 +52,8 @@ class Measurement:
     started: str
     ceilings: Ceilings | None = None
     """In the arithmetic that was asked for."""
-    conditions: ConditionsAround | None = None
+    conditions: Annotated[ConditionsAround | None, BeforeValidator(_measured_conditions)] = None
+    """None where the measurement ended before they were read twice; earlier files say ``{}``."""
     warnings: list[str] = field(default_factory=list)
     order: list[list[str]] = field(default_factory=list)
     """Ids of the rows as they were timed, a list for each round, shuffled anew each time; empty in older files."""

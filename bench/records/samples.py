@@ -23,6 +23,8 @@ from common.errors import UsageError
 
 RUN, LAYERS = "convbench run", "convbench layers"
 COMMIT_DIGITS = 10
+OWN_SETTINGS = ("network", "batch_size", "epoch_pictures", "threads", "math")
+"""What this suite's benchmarks write about themselves; another suite may use other names for anything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Benchmark:
 
     fullname: str
     stats: BenchmarkStats
-    extra_info: dict[str, Any] = field(default_factory=dict)
+    extra_info: dict[str, Any] | None = None
 
 
 @dataclass(config=LENIENT)
@@ -153,18 +155,18 @@ class BenchmarkFile:
 
     machine_info: MachineInfo
     benchmarks: Annotated[list[Benchmark], Field(min_length=1)]
-    commit_info: dict[str, Any] = field(default_factory=dict)
+    commit_info: dict[str, Any] | None = None
 
 
 def _from_pytest_benchmark(path: Path, document: dict[str, Any]) -> SampleFile:
     found = from_json(BenchmarkFile, json.dumps(document), path, "file of pytest-benchmark")
-    machine, commit, rows = found.machine_info, found.commit_info, {}
+    machine, commit, rows = found.machine_info, found.commit_info or {}, {}
     environment = asdict(machine.convbench or SuiteEnvironment())
     if machine.convbench is None:
         environment |= {"cpu": machine.cpu.get("brand_raw"), "cores": machine.cpu.get("count")}
         environment |= {"system": f"{machine.system} {machine.machine}", "python": machine.python_version}
     for benchmark in found.benchmarks:
-        name, about = benchmark.fullname, benchmark.extra_info
+        name, about = benchmark.fullname, benchmark.extra_info or {}
         if benchmark.stats.data is None:
             raise UsageError(
                 f"{path} has no single samples of {name}, only statistics: save it with --benchmark-save-data, or "
@@ -172,7 +174,8 @@ def _from_pytest_benchmark(path: Path, document: dict[str, Any]) -> SampleFile:
             )
         if name in rows:
             raise UsageError(f"{path} is not a valid file of pytest-benchmark: two benchmarks are called {name}")
-        settings = {**about, **environment, **_gpu_settings(about.get("device"), environment["gpu"])}
+        own = {key: about[key] for key in OWN_SETTINGS if key in about}
+        settings = {**own, **environment, **_gpu_settings(about.get("device"), environment["gpu"])}
         reason = about.get("suspicious") or ("not verified" if about.get("verified") is False else "")
         rows[name] = _sample_row(benchmark.stats.data, settings, str(reason))
     return SampleFile(PYTEST_BENCHMARK, rows, _software(environment, commit.get("id"), commit.get("dirty")))

@@ -69,7 +69,7 @@ class Source:
 
 
 Section = tuple[str, str, str, page_parts.Parts]
-"""Id, title, what it was measured with, and the items."""
+"""Id, title, measurement settings, and contents."""
 
 
 def write_report(files: list[Path], out: Path, *, force: bool = False) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from common import reference
 from common.architecture import Architecture
 from common.backend import Backend
 from common.cases import DISTINCT, LEARNING_RATE, Case, check_batch
-from common.checks import FULL_STEP_TOLERANCE, UNIT_ROUNDOFF, Check, check_that
+from common.checks import FULL_STEP_TOLERANCE, UNIT_ROUNDOFF, Check, check_close, check_that
 from common.network import Network, initial_parameters
 from common.operations import FORWARD_PASS, WHOLE_STEP, OperationWork, step_work
 from common.training import Trainer
@@ -63,14 +64,23 @@ def network_case(
         return _forward_case(network, pictures, which, _depth(architecture, name))
     if name == "epoch":
         trainer = Trainer(network, pictures[which], learning_rate=LEARNING_RATE, seed=0)
-        return _training_case(network, trainer.run_epoch, trainer.read_losses)
+        case = _training_case(network, trainer.run_epoch, trainer.read_losses)
+        initial = network.read_parameters()
+        return replace(case, check=lambda: [*case.check(), _epoch_check(trainer, initial, pictures, which)])
     images, order = backend.upload(pictures), backend.upload(which.astype(np.int32))
-    losses = backend.upload(np.full(1, np.nan, np.float32))
-    return _training_case(
+    losses = backend.empty((1,))
+    case = _training_case(
         network,
         lambda: network.step(images, order, 0, batch_size, LEARNING_RATE, losses, 0),
         lambda: backend.read(losses),
     )
+
+    def poison() -> None:
+        case.poison()
+        backend.write(losses, np.full(1, np.nan, np.float32))
+
+    poison()
+    return replace(case, poison=poison)
 
 
 def _training_case(network: Network, call: Callable[[], None], read_losses: Callable[[], np.ndarray]) -> Case:
@@ -102,6 +112,21 @@ def _trained(
     yield check_that("losses, parameters and gradients", finite, "NaN or infinite")
     moved = all(not np.array_equal(now[name], value) for name, value in initial.items())
     yield check_that("parameters move", moved, "some are what they were before training")
+
+
+def _epoch_check(trainer: Trainer, initial: dict[str, np.ndarray], pictures: np.ndarray, which: np.ndarray) -> Check:
+    """An epoch at learning rate 0: its mean loss is that of all pictures only if each of them was taken once."""
+    network = trainer.network
+    network.write_parameters(initial)
+    network.poison()
+    trainer.learning_rate = 0.0
+    trainer.run_epoch()
+    trainer.learning_rate = LEARNING_RATE
+    exact = pictures / 255.0
+    prediction = reference.forward(network.architecture.stages, initial, exact)
+    expected = np.array(((prediction - exact) ** 2).reshape(len(exact), -1).mean(axis=1)[which].mean())
+    tolerance = FULL_STEP_TOLERANCE[network.backend.precision] * expected
+    return check_close("loss at the initial parameters", np.array(trainer.read_epoch_loss()), expected, tolerance)
 
 
 def _forward_case(network: Network, pictures: np.ndarray, which: np.ndarray, depth: int) -> Case:

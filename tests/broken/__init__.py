@@ -195,6 +195,63 @@ class UpdatesSomeParameters(PlainBackend):
         super().sgd(parameters[:1000], gradients[:1000], learning_rate)
 
 
+class UpdatesGroupsOfFour(PlainBackend):
+    """Plain SGD without the values that fill no group of four."""
+
+    def sgd(self, parameters, gradients, learning_rate):
+        whole = len(parameters) // 4 * 4
+        super().sgd(parameters[:whole], gradients[:whole], learning_rate)
+
+
+class GathersWholeBatches(PlainBackend):
+    """Starts where a whole batch starts."""
+
+    def gather_batch(self, images, order, start, x):
+        super().gather_batch(images, order, start // len(x) * len(x), x)
+
+
+class GathersFromTheFirstQuarter(PlainBackend):
+    """Never starts later than after a quarter of the pictures."""
+
+    def gather_batch(self, images, order, start, x):
+        super().gather_batch(images, order, min(start, len(order) // 4), x)
+
+
+class PoolsInHalf(PlainBackend):
+    """Rounds the maxima to float16."""
+
+    def maxpool_forward(self, y, out):
+        super().maxpool_forward(y, out)
+        out[...] = out.astype(np.float16)
+
+
+class UpsamplesInHalf(PlainBackend):
+    """Rounds to float16."""
+
+    def upsample_forward(self, y, out):
+        super().upsample_forward(y, out)
+        out[...] = out.astype(np.float16)
+
+
+class BreaksItsWorkspace(PlainBackend):
+    """Right once after ``prepare``; then its filter gradient forgets a row."""
+
+    fresh = False
+
+    def prepare(self, architecture, batch_size):
+        super().prepare(architecture, batch_size)
+        self.fresh = True
+
+    def conv2d_backward_data(self, dy, w, dx):
+        super().conv2d_backward_data(dy, w, dx)
+        self.fresh = False
+
+    def conv2d_backward_filter(self, x, dy, dw):
+        super().conv2d_backward_filter(x, dy, dw)
+        if not self.fresh:
+            dw[:, :, 0] = 0
+
+
 RIGHT = (PlainBackend, DeferredBackend)
 WRONG = tuple(
     value

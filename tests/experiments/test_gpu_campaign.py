@@ -280,6 +280,25 @@ def test_ctrl_c_gives_a_command_time_to_write_its_results(tmp_path):
     assert output.endswith("interrupted\n")
 
 
+def test_a_second_ctrl_c_leaves_no_process_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_campaign, "INTERRUPT_S", 2)
+    handler = signal.getsignal(signal.SIGINT)
+    for after_s in (1.5, 2.5):
+        threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT)).start()
+    how, output = call([sys.executable, "-c", SLEEPS.format(99)], tmp_path / "x.log", 60.0)
+    assert how == "interrupted"
+    assert_gone(int(output.split()[1]))
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_processes_in_a_session_of_their_own_are_killed_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_campaign, "INTERRUPT_S", 1)
+    own = SLEEPS.format(99).replace('"99"]', '"99"], start_new_session=True')
+    how, output = call([sys.executable, "-c", own], tmp_path / "x.log", 2.0)
+    assert how == "its time was up"
+    assert_gone(int(output.split()[1]))
+
+
 def test_processes_that_a_command_leaves_running_are_killed(tmp_path):
     leaving = "from subprocess import Popen; print(Popen(['sleep', '99']).pid)"
     how, output = call([sys.executable, "-c", leaving], tmp_path / "x.log", 60.0)

@@ -78,12 +78,13 @@ def test_kernels_are_found_wherever_a_module_keeps_them():
     module.plain_kernel = make("plain_kernel")
     module.KERNELS = {"wide": make("body"), "small": [make("body")]}
     module.PLAN = Plan(make("body"))
+    module.Holder = type("Holder", (), {"kept": make("body"), "__module__": module.__name__})
     module.again = module.plain_kernel
     module.helper = cuda.jit(device=True)(lambda x: x)
     module.numpy = np
     found = launches.kernels_of(module)
-    assert list(found.values()) == ["plain_kernel", "KERNELS[wide]", "KERNELS[small][0]", "PLAN.kernel"]
-    launched = [module.plain_kernel, module.PLAN.kernel, module.KERNELS["small"][0]]
+    assert list(found.values()) == ["plain_kernel", "KERNELS[wide]", "KERNELS[small][0]", "PLAN.kernel", "Holder.kept"]
+    launched = [module.plain_kernel, module.PLAN.kernel, module.KERNELS["small"][0], module.Holder.kept]
     assert launches.missing_kernels(module, launched) == ["KERNELS[wide]"]
 
 

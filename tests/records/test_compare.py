@@ -384,6 +384,15 @@ def suite_file(path, samples=None, gpu=None, **extra_info):
     return path
 
 
+def test_another_suite_may_write_anything_into_its_extra_info(tmp_path):
+    one = suite_file(tmp_path / "one.json", samples=around(1, 9, 0), seed=1, data="a", cores=3)
+    two = suite_file(tmp_path / "two.json", samples=around(1, 9, 1), seed=2, data="b", cores=4)
+    document = json.loads(two.read_text()) | {"commit_info": None}
+    two.write_text(json.dumps(document))
+    (found,) = compare(one, two).rows
+    assert found.verdict == SAME
+
+
 @pytest.mark.parametrize(
     ("changes", "group"),
     [

@@ -28,6 +28,27 @@ def test_operations_of_earlier_files_have_their_names_of_today(tmp_path):
     assert found.rows[0].operations[0].operation == "stage_forward"
 
 
+def test_an_earlier_file_that_was_interrupted_has_empty_conditions(tmp_path):
+    found = read_layers(write(tmp_path, "x.json", layers_file() | {"conditions": {}}))
+    assert found.conditions is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda times: times.update(seconds=[0.0] * len(times["seconds"])), "take no time in a round"),
+        (lambda times: times["seconds"].append(1.0), "one time a round each"),
+    ],
+)
+def test_times_of_operations_must_be_possible(tmp_path, change, message):
+    data = json.loads(json.dumps(layers_file()))
+    operations = data["rows"][0]["operations"]
+    for times in operations if "no time" in message else operations[:1]:
+        change(times)
+    with pytest.raises(UsageError, match=message):
+        read_layers(write(tmp_path, "x.json", data))
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

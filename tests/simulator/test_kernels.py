@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import versions.v4_im2col_gemm_nchw as v4
-from bench.kernels.launches import gpu_module, missing_kernels
+from bench.kernels.launches import gpu_modules, missing_kernels
 from bench.machine.devices import DeviceStatus, device_status
 from common import gpu, gpu_kernels, reference
 from common.architecture import autoencoder
@@ -136,7 +136,7 @@ def test_a_step_allocates_no_buffers(name):
 def test_every_kernel_of_the_version_ran(name):
     """Verification launches every kernel of the version, so that none is untested."""
     _, launched = verified(name)
-    assert missing_kernels(gpu_module(find(name)), launched) == []
+    assert [path for module in gpu_modules(find(name)) for path in missing_kernels(module, launched)] == []
 
 
 def test_every_shared_kernel_ran():
