@@ -15,7 +15,7 @@ Axis letters: N batch, H height, W width, C input channels, K filters, R x S the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from common.architecture import Architecture, Stage
 Layout = Literal["NHWC", "NCHW"]
 Device = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "tf32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Buffer = Any
 
 LAYOUT_FROM_NCHW = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}

@@ -16,12 +16,11 @@ import numpy as np
 import typer
 
 from bench.machine.devices import DeviceStatus, choose_device
-from common.backend import Precision
+from common.backend import PRECISIONS, Precision
 from common.device import usable_cores
 from common.errors import UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32")
 OptionsT = TypeVar("OptionsT")
 
 Backends = Annotated[list[str] | None, typer.Option("--backend", help="A version, repeatable, or all.", metavar="NAME")]

@@ -72,14 +72,19 @@ class Ceilings:
 
         Memory speeds are checked only if the operands are far larger than the last cache.
         """
-        rate = work.flops / seconds
-        if rate > MARGIN * self.gemm_flop_per_s:
-            return f"suspicious: {rate / 1e9:,.1f} GFLOP/s, above the measured {self.gemm_flop_per_s / 1e9:,.1f}"
+        if reason := self.too_fast(work.flops / seconds):
+            return reason
         rate = work.least_bytes / seconds
         beyond_cache = self.cache_bytes is not None and work.least_bytes > BEYOND_CACHE * self.cache_bytes
         if beyond_cache and rate > MARGIN * self.memory_bytes_per_s:
             return f"suspicious: {rate / 1e9:,.1f} GB/s, above the measured {self.memory_bytes_per_s / 1e9:,.1f}"
         return ""
+
+    def too_fast(self, flop_per_s: float) -> str:
+        """Why a rate of arithmetic is implausible; empty if it is plausible."""
+        if flop_per_s <= MARGIN * self.gemm_flop_per_s:
+            return ""
+        return f"suspicious: {flop_per_s / 1e9:,.1f} GFLOP/s, above the measured {self.gemm_flop_per_s / 1e9:,.1f}"
 
     def higher(self, other: Ceilings) -> Ceilings:
         """The higher speeds of two measurements of one machine."""

@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from bench.machine.ceilings import MARGIN
 from bench.machine.conditions import ConditionsAround, read_conditions
 from bench.machine.environment import describe_environment
 from bench.measure.peers import Peer
@@ -182,12 +181,11 @@ def judge_speeds(record: RunRecord, workers: Workers, report: OnProgress) -> Non
         except WorkerError as error:
             record.warnings.append(f"no row was held to the ceilings: {error}")
             return
-        ceiling = record.ceilings.gemm_flop_per_s
-        too_fast = [row for row in record.rows if rates.get(row.id, 0) > MARGIN * ceiling]
-        if not too_fast:
+        reasons = {row_id: record.ceilings.too_fast(rate) for row_id, rate in rates.items()}
+        if not any(reasons.values()):
             return
-    for row in too_fast:
-        row.reason = f"suspicious: {rates[row.id] / 1e9:,.1f} GFLOP/s, above the measured {ceiling / 1e9:,.1f}"
+    for row in record.rows:
+        row.reason = reasons.get(row.id) or row.reason
 
 
 def compare_losses(rows: list[RunRow]) -> None:

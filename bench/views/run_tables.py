@@ -48,7 +48,7 @@ def _row(run_row: RunRow, summary: Summary | None, fastest: float | None) -> Row
         f"{run_row.images_per_s:,.0f}",
         _speedup(summary),
         f"{run_row.loss[-1]:.5f}",
-        f"{run_row.peak_bytes / 1e6:,.0f}",
+        words.megabytes(run_row.peak_bytes, 0),
         strong=summary.median_s == fastest,
     )
 

@@ -19,13 +19,12 @@ import pytest
 from bench.machine.devices import DEVICES, DeviceStatus, device_status, nvml_gpu
 from bench.machine.environment import Environment, describe_environment, worker_environment
 from common.architecture import Architecture, autoencoder
-from common.backend import Device, Precision
+from common.backend import PRECISIONS, Device, Precision
 from common.device import usable_cores
 from common.errors import UsageError
 from common.operations import step_work
 from versions.registry import REGISTRY, BackendInfo, find, names
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32")
 CACHES = ("warm", "cold")
 NETWORKS = ("full", "tiny")
 BATCH_SIZE = 64
