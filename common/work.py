@@ -34,6 +34,12 @@ class KernelWork:
     """Bytes that the threads load and store; caches serve the excess over ``least_bytes``. None for a library."""
     shared_loads_per_fma: float | None = None
     """Floats read from shared memory for one fused multiply-add; None where the kernel does not use shared memory."""
+    fmas: float = 0
+    """Multiply-adds that a thread issues in its inner loop, those for padding included; 0 if the loop has none."""
+    loads: float = 0
+    """Values that a thread loads from global memory in its inner loop, where that loop has no multiply-adds."""
+    rounds: tuple[float, ...] = ()
+    """How often in all a thread runs each loop around its inner loop, the outermost first."""
 
     @property
     def bound_s(self) -> float:
