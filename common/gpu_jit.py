@@ -26,11 +26,26 @@ INDEX_BITS = 0xFFFF
 ALIGNMENT = None if in_simulator() else 16
 
 
-def gpu_kernel(*, registers: int) -> Callable[[Callable], Any]:
-    """Declare a kernel that needs at most ``registers`` 32-bit registers a thread."""
-    if in_simulator():
-        return cuda.jit  # it has no registers
-    return cuda.jit(max_registers=registers)
+def gpu_kernel(*, registers: int, variant: str = "", ffma: float | None = None) -> Callable[[Callable], Any]:
+    """Declare a kernel that needs at most ``registers`` 32-bit registers a thread.
+
+    ``variant`` tells the kernels apart that one function builds. ``ffma`` is the least share of multiply-adds among the
+    instructions of its inner loop.
+    """
+
+    def declare(function: Callable) -> Any:
+        kernel = cuda.jit(function) if in_simulator() else cuda.jit(max_registers=registers)(function)
+        kernel.variant, kernel.least_ffma = variant, ffma
+        return kernel
+
+    return declare
+
+
+def kernel_label(kernel: Any) -> str:
+    """The kernel's name, and its variant in brackets if it has one."""
+    name = (kernel.fn if in_simulator() else kernel.py_func).__name__
+    variant = getattr(kernel, "variant", "")
+    return f"{name}[{variant}]" if variant else name
 
 
 def stated_registers(kernel: Any) -> int | None:

@@ -62,12 +62,16 @@ def taps_inside(height: int, width: int) -> int:
     return (3 * height - 2) * (3 * width - 2)
 
 
-def bias_work(stage: Stage, n: int, shares: int) -> list[KernelWork]:
-    """The gradient to a stage's biases in two passes: sums of each share of the pixels, then of the shares."""
+def bias_work(stage: Stage, n: int, shares: int, loads: float) -> list[KernelWork]:
+    """The gradient to a stage's biases in two passes: sums of each share of the pixels, then of the shares.
+
+    ``loads`` are the values that a thread of the first pass adds.
+    """
     pixels, k = n * stage.height * stage.width, stage.out_channels
     first = float_bytes((pixels, k), (shares, k))
+    kernel = "conv2d_backward_bias_kernel"
     return [
-        KernelWork(stage.name, Operation.BACKWARD_BIAS, "conv2d_backward_bias_kernel", pixels * k, first, first),
+        KernelWork(stage.name, Operation.BACKWARD_BIAS, kernel, pixels * k, first, first, loads=loads),
         sum_work(stage, Operation.BACKWARD_BIAS, shares, k),
     ]
 
@@ -75,7 +79,7 @@ def bias_work(stage: Stage, n: int, shares: int) -> list[KernelWork]:
 def sum_work(stage: Stage, operation: Operation, shares: int, values: int) -> KernelWork:
     """The second pass of a sum: ``shares`` arrays of ``values`` added up."""
     moved = float_bytes((shares, values), (values,))
-    return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved)
+    return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved, loads=shares)
 
 
 ELEMENTWISE_KERNELS = {

@@ -44,7 +44,8 @@ Run it: ``convbench run --backend v2``
 
 from common.architecture import TAPS, Architecture
 from common.backend import Device
-from versions.v2_tiled_nhwc.plan import gpu_work, gpu_workspace
+from versions.v2_tiled_nhwc.plan import gpu_workspace
+from versions.v2_tiled_nhwc.work import gpu_work
 
 __all__ = ["gpu_work", "workspace"]
 

@@ -1,61 +1,18 @@
 """V2 on the GPU: tiles in shared memory, outputs in registers.
 
-Functions build the kernels for given tile sizes, because shared and register arrays need sizes that are constant at
-compile time: ``gpu_convolution.py`` for forward and backward data, ``gpu_filter.py`` for the filter gradient.
-``plan.py`` has the sizes and chooses the tile for each stage. All kernels take flat arrays.
+The kernels, in the order to read them: ``gpu_convolution.py``, ``gpu_staging.py`` for how a tile gets into shared
+memory, ``gpu_gradients.py``, and ``gpu_narrow.py`` for stages with one to three channels on one side. Functions build
+a kernel for each shape of the network at its first use: with sizes known at compile time, divisions are shifts and
+most guards disappear. ``plan.py`` has the tiles and chooses one for each stage. All kernels take flat arrays.
 """
 
 from math import prod
 
-import numpy as np
-from numba import cuda
-
 from common.gpu import GpuBackend
-from common.gpu_jit import BLOCK_BITS, THREAD_BITS, gpu_kernel, unsigned
 from versions.v2_tiled_nhwc import plan
-from versions.v2_tiled_nhwc.gpu_convolution import make_conv2d_kernel, make_few_outputs_kernel
-from versions.v2_tiled_nhwc.gpu_filter import make_few_channels_filter_kernel, make_filter_kernel
-
-
-def make_bias_kernel(threads):
-    """Backward bias: neighbouring lanes sum neighbouring filters, the rows of lanes neighbouring pixels."""
-    THREADS = threads
-
-    @gpu_kernel(registers=40)
-    def conv2d_backward_bias_kernel(dy, partials, pixels, K):
-        # dy (pixels,K)  partials (shares,K), both flat  grid (tiles of K, shares of the pixels)
-        sums = cuda.shared.array(THREADS, np.float32)
-        t = cuda.threadIdx.x & THREAD_BITS
-        lanes = min(K, THREADS)
-        rows = THREADS // lanes
-        row = t // lanes
-        k = (cuda.blockIdx.x & BLOCK_BITS) * THREADS + t % lanes
-        share = cuda.blockIdx.y & BLOCK_BITS
-        shares = cuda.gridDim.y & BLOCK_BITS
-        total = np.float32(0)
-        # Threads beyond the last whole row and past the last filter add nothing.
-        if row < rows and k < K:
-            for p in range(share * pixels // shares + row, (share + 1) * pixels // shares, rows):
-                total += dy[unsigned(p * K + k)]
-        sums[unsigned(t)] = total
-        # The first row reads what the others wrote.
-        cuda.syncthreads()
-        if row == 0 and k < K:
-            for i in range(1, rows):
-                total += sums[unsigned(i * lanes + t)]
-            partials[unsigned(share * K + k)] = total
-
-    return conv2d_backward_bias_kernel
-
-
-CONV2D_KERNELS = {name: make_conv2d_kernel(tile, False) for name, tile in plan.SIZES.conv2d.items()}
-FLIPPED_KERNELS = {name: make_conv2d_kernel(tile, True) for name, tile in plan.SIZES.conv2d.items()}
-few_outputs_kernel = make_few_outputs_kernel(plan.SIZES.few_outputs, False)
-flipped_few_outputs_kernel = make_few_outputs_kernel(plan.SIZES.few_outputs, True)
-FILTER_KERNELS = {name: make_filter_kernel(tile) for name, tile in plan.SIZES.filter.items()}
-few_inputs_filter_kernel = make_few_channels_filter_kernel(plan.SIZES.few_channels, True)
-few_outputs_filter_kernel = make_few_channels_filter_kernel(plan.SIZES.few_channels, False)
-conv2d_backward_bias_kernel = make_bias_kernel(plan.SIZES.bias_threads)
+from versions.v2_tiled_nhwc.gpu_convolution import conv2d_kernel_for
+from versions.v2_tiled_nhwc.gpu_gradients import bias_kernel_for, filter_kernel_for
+from versions.v2_tiled_nhwc.gpu_narrow import few_channels_filter_kernel_for, few_outputs_kernel_for
 
 
 class TiledGpu(GpuBackend):
@@ -70,46 +27,43 @@ class TiledGpu(GpuBackend):
         self._partial_gradients = self.empty(shapes["partial gradients"])
 
     def conv2d_forward(self, x, w, b, y, relu):
-        self._convolve(CONV2D_KERNELS, few_outputs_kernel, x, w, b, y, relu)
+        self._convolve(x, w, b, y, relu, flipped=False)
 
     def conv2d_backward_data(self, dy, w, dx):
-        self._convolve(FLIPPED_KERNELS, flipped_few_outputs_kernel, dy, w, None, dx, False)
+        self._convolve(dy, w, w, dx, False, flipped=True)  # there is no bias, and the kernel reads none
 
-    def _convolve(self, kernels, few_outputs, x, w, b, y, relu):
+    def _convolve(self, x, w, b, y, relu, *, flipped):
         (N, H, W, C), K = x.shape, y.shape[3]
         tile = plan.conv2d_tile(C, K, H, W)
-        kernel = few_outputs if tile is plan.SIZES.few_outputs else kernels[tile.name]
+        kernel_for = few_outputs_kernel_for if isinstance(tile, plan.FewOutputsTile) else conv2d_kernel_for
+        kernel = kernel_for(tile=tile, height=H, width=W, channels=C, filters=K, flipped=flipped)
         grid = tile.pixel_tiles(N, H, W), -(-K // tile.filters)
-        has_bias = b is not None
-        x, w, b, y = (self.flat(buffer) for buffer in (x, w, b if has_bias else w, y))
-        self.launch_grid(kernel, grid, (tile.threads,), x, w, b, y, H, W, C, K, has_bias, relu)
+        self.launch_grid(kernel, grid, (tile.threads,), *map(self.flat, (x, w, b, y)), relu)
 
     def conv2d_backward_filter(self, x, dy, dw):
         (N, H, W, C), K = x.shape, dy.shape[3]
         tile = plan.filter_tile(C, K, H, W)
         shares = plan.filter_shares(tile, N, H, W, C, K)
         x, dy, partials = (self.flat(buffer) for buffer in (x, dy, self._partial_gradients))
-        if tile is not plan.SIZES.few_channels:
-            kernel = FILTER_KERNELS[tile.name]
-            grid = -(-C // tile.channels), -(-K // tile.filters), shares
-            self.launch_grid(kernel, grid, (tile.threads,), x, dy, partials, N, H, W, C, K)
+        if isinstance(tile, plan.FewChannelsTile):
+            few, many, B, A = (x, dy, C, K) if C <= K else (dy, x, K, C)
+            kernel = few_channels_filter_kernel_for(tile=tile, height=H, width=W, few=B, many=A, few_inputs=C <= K)
+            grid = -(-B // tile.few), -(-A // tile.many), shares
+            self.launch_grid(kernel, grid, (tile.threads,), few, many, partials, N)
         else:
-            few_inputs = C <= K
-            kernel = few_inputs_filter_kernel if few_inputs else few_outputs_filter_kernel
-            few, many, B, A = (x, dy, C, K) if few_inputs else (dy, x, K, C)
-            grid = -(-B // tile.filters), -(-A // tile.channels), shares
-            self.launch_grid(kernel, grid, (tile.threads,), few, many, partials, N, H, W, B, A)
+            kernel = filter_kernel_for(tile=tile, height=H, width=W, channels=C, filters=K)
+            grid = -(-C // tile.channels), -(-K // tile.filters), shares
+            self.launch_grid(kernel, grid, (tile.threads,), x, dy, partials, N)
         self.sum_shares(partials, shares, dw)
 
     def conv2d_backward_bias(self, dy, db):
         K = dy.shape[3]
         pixels = prod(dy.shape[:3])
         shares = plan.bias_shares(pixels)
+        threads = plan.SIZES.bias_threads
+        kernel = bias_kernel_for(threads=threads, filters=K)
         partials = self.flat(self._partial_gradients)
-        grid = -(-K // plan.SIZES.bias_threads), shares
-        self.launch_grid(
-            conv2d_backward_bias_kernel, grid, (plan.SIZES.bias_threads,), self.flat(dy), partials, pixels, K
-        )
+        self.launch_grid(kernel, (-(-K // threads), shares), (threads,), self.flat(dy), partials, pixels)
         self.sum_shares(partials, shares, db)
 
 

@@ -37,7 +37,8 @@ Run it: ``convbench run --backend v3``
 from common.architecture import Architecture
 from common.backend import Device
 from common.device import VECTOR
-from versions.v3_direct_nchw.plan import gpu_work, gpu_workspace
+from versions.v3_direct_nchw.plan import gpu_workspace
+from versions.v3_direct_nchw.work import gpu_work
 
 __all__ = ["gpu_work", "workspace"]
 

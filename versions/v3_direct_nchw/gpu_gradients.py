@@ -1,0 +1,145 @@
+"""V3's gradients of the filters and of the biases on the GPU; a second kernel adds the partial sums that they store."""
+
+from functools import cache
+
+import numpy as np
+from numba import cuda
+
+from common.gpu_jit import BLOCK_BITS, THREAD_BITS, gpu_kernel, unsigned
+from versions.v3_direct_nchw.plan import Strip
+
+
+@cache
+def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, channels: int, filters: int):
+    """Backward filter: a thread walks down a column of dy and of x and sums FILTERS x CHANNELS x 9 products.
+
+    ::
+
+        x, CHANNELS planes     dy, FILTERS planes       a thread: every WARP-th column of its share of the pictures
+        w w w   kept                                    a warp:   WARP neighbouring columns
+        w w w   kept           d   ROWS new rows        a block:  its warps take neighbouring groups of CHANNELS, so
+        w w w   ROWS new       d                                  that they read the same dy; lanes are added at
+        w w w   rows                                              the end in shared memory
+    """
+    H, W, C, K, WARP = height, width, channels, filters, warp
+    ROWS, FILTERS, CHANNELS, THREADS = strip.rows, strip.filters, strip.channels, strip.threads
+    BLOCK_CHANNELS = strip.block_channels(WARP)
+    PLANE, COLUMN = H * W, (ROWS + 2) * 3  # of a channel, in memory and in the window
+    SUMS = FILTERS * 9  # of a thread and channel
+    WINDOW, GRADIENTS, TOTALS = CHANNELS * COLUMN, ROWS * FILTERS, CHANNELS * SUMS
+    PITCH = SUMS | 1  # odd, so that the lanes write to different banks
+    SHARED_FLOATS, BLOCK_SUMS = THREADS * PITCH, THREADS // WARP * SUMS
+    TURNS = -(-BLOCK_SUMS // THREADS)
+    # Where sizes divide, these are true and the compiler drops the guard.
+    ALL_CHANNELS, ALL_FILTERS = C % BLOCK_CHANNELS == 0, K % FILTERS == 0
+
+    @gpu_kernel(registers=strip.registers, variant=strip.name, ffma=strip.ffma)
+    def conv2d_backward_filter_kernel(x, dy, partials, N):
+        # x (N,C,H,W)  dy (N,K,H,W)  partials (shares,K,C,R,S), all flat
+        # grid (groups of C, groups of K, shares of the columns)  block (lanes: columns, warps: channels)
+        sums = cuda.shared.array(SHARED_FLOATS, np.float32)  # (thread, tap, filter)
+        totals = cuda.local.array(TOTALS, np.float32)
+        window = cuda.local.array(WINDOW, np.float32)
+        gradients = cuda.local.array(GRADIENTS, np.float32)
+        t = cuda.threadIdx.x & THREAD_BITS
+        lane = t % WARP
+        block_channel = (cuda.blockIdx.x & BLOCK_BITS) * BLOCK_CHANNELS
+        first_channel = block_channel + t // WARP * CHANNELS
+        first_filter = (cuda.blockIdx.y & BLOCK_BITS) * FILTERS
+        share = cuda.blockIdx.z & BLOCK_BITS
+        shares = cuda.gridDim.z & BLOCK_BITS
+        columns = N * W
+        for i in range(TOTALS):
+            totals[i] = np.float32(0)
+        for index in range(share * columns // shares + lane, (share + 1) * columns // shares, WARP):
+            v = (index & BLOCK_BITS) % W
+            n = (index & BLOCK_BITS) // W
+            for c in range(CHANNELS):
+                for s in range(3):
+                    near = v + s - 1
+                    value = np.float32(0)
+                    # Beside the picture is padding, past the last channel nothing: zero.
+                    if 0 <= near < W and (ALL_CHANNELS or first_channel + c < C):
+                        value = x[unsigned((n * C + first_channel + c) * PLANE + near)]
+                    window[c * COLUMN + s] = np.float32(0)  # above the picture
+                    window[c * COLUMN + 3 + s] = value
+            for top in range(0, H, ROWS):
+                for p in range(ROWS):
+                    for j in range(FILTERS):
+                        value = np.float32(0)
+                        # Below the picture or past the last filter: zero.
+                        if top + p < H and (ALL_FILTERS or first_filter + j < K):
+                            value = dy[unsigned((n * K + first_filter + j) * PLANE + (top + p) * W + v)]
+                        gradients[p * FILTERS + j] = value
+                for i in range(ROWS):
+                    h = top + 1 + i
+                    for s in range(3):
+                        near = v + s - 1
+                        # Outside the picture is padding, past the last channel nothing: zero.
+                        inside = h < H and 0 <= near < W
+                        for c in range(CHANNELS):
+                            value = np.float32(0)
+                            if inside and (ALL_CHANNELS or first_channel + c < C):
+                                value = x[unsigned((n * C + first_channel + c) * PLANE + h * W + near)]
+                            window[c * COLUMN + (2 + i) * 3 + s] = value
+                for p in range(ROWS):
+                    for c in range(CHANNELS):
+                        for tap in range(9):
+                            near_value = window[c * COLUMN + p * 3 + tap]
+                            for j in range(FILTERS):
+                                totals[(c * 9 + tap) * FILTERS + j] += near_value * gradients[p * FILTERS + j]
+                # The last two rows are the next window's first two.
+                for c in range(CHANNELS):
+                    for i in range(6):
+                        window[c * COLUMN + i] = window[c * COLUMN + ROWS * 3 + i]
+        for c in range(CHANNELS):
+            # The sums of the channel before must have been read.
+            cuda.syncthreads()
+            for i in range(SUMS):
+                sums[unsigned(t * PITCH + i)] = totals[c * SUMS + i]
+            # The sums of all lanes must be stored before they are added.
+            cuda.syncthreads()
+            for turn in range(TURNS):
+                i = turn * THREADS + t
+                own = i % SUMS
+                k = first_filter + own % FILTERS
+                channel = block_channel + i // SUMS * CHANNELS + c
+                # The last turn can reach past the block's sums, the last group past the channels or the filters.
+                if i < BLOCK_SUMS and (ALL_CHANNELS or channel < C) and (ALL_FILTERS or k < K):
+                    total = np.float32(0)
+                    for other in range(WARP):
+                        total += sums[unsigned((i // SUMS * WARP + other) * PITCH + own)]
+                    partials[unsigned(((share * K + k) * C + channel) * 9 + own // FILTERS)] = total
+
+    return conv2d_backward_filter_kernel
+
+
+@cache
+def bias_kernel_for(*, threads: int, positions: int, filters: int):
+    """Backward bias: a block sums one filter's planes, lanes on neighbouring pixels, then adds by repeated halving."""
+    THREADS, P, K = threads, positions, filters
+    LEVELS = THREADS.bit_length() - 1
+
+    @gpu_kernel(registers=64)
+    def conv2d_backward_bias_kernel(dy, partials, N):
+        # dy (N,K,P)  partials (shares,K), both flat  grid (K, shares of the pictures)
+        sums = cuda.shared.array(THREADS, np.float32)
+        t = cuda.threadIdx.x & THREAD_BITS
+        k = cuda.blockIdx.x & BLOCK_BITS
+        share = cuda.blockIdx.y & BLOCK_BITS
+        shares = cuda.gridDim.y & BLOCK_BITS
+        total = np.float32(0)
+        for n in range(share * N // shares, (share + 1) * N // shares):
+            for p in range(t, P, THREADS):
+                total += dy[unsigned((n * K + k) * P + p)]
+        sums[unsigned(t)] = total
+        for level in range(LEVELS):
+            half = THREADS >> (level + 1)
+            # The sums of the upper half must be complete.
+            cuda.syncthreads()
+            if t < half:
+                sums[unsigned(t)] += sums[unsigned(t + half)]
+        if t == 0:
+            partials[unsigned(share * K + k)] = sums[0]
+
+    return conv2d_backward_bias_kernel
