@@ -18,7 +18,7 @@ from common import gpu_kernels
 from common.architecture import Architecture
 from common.backend import Backend, Buffer, Precision
 from common.device import in_simulator
-from common.work import MOST_PARTIALS
+from common.work import MOST_LOSS_BLOCKS, sum_rows
 
 CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 0, 3  # cublasMath_t
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
@@ -189,16 +189,24 @@ class GpuBackend(Backend):
         """A view of ``buffer`` with one axis."""
         return self.reshaped(buffer, (prod(buffer.shape),))
 
-    def sum_shares(self, partials: Buffer, shares: int, out: Buffer) -> None:
-        """Add ``shares`` arrays of ``out``'s size, stored one after another in ``partials``, in that order."""
-        self.launch(gpu_kernels.sum_shares_kernel, prod(out.shape), self.flat(partials), shares, self.flat(out))
+    def sum_shares(
+        self, partials: Buffer, shares: int, out: Buffer, *, offset: int = 0, accumulate: bool = False
+    ) -> None:
+        """Add ``shares`` arrays of ``out``'s size, stored one after another in ``partials``, in a fixed order.
 
-    def _planes(self, buffer: Buffer) -> Buffer:
-        """The view (outer, H, W, inner) that the element-wise kernels take."""
+        ``offset`` is where the first one starts, in floats. With ``accumulate`` the sum is added to ``out``.
+        """
+        threads = self.runtime.threads_per_block
+        rows = sum_rows(shares)
+        kernel = gpu_kernels.sum_shares_kernel_for(lanes=threads // rows, rows=rows)
+        grid = (-(-prod(out.shape) * rows // threads),)
+        self.launch_grid(kernel, grid, (threads,), self.flat(partials), offset, shares, self.flat(out), accumulate)
+
+    def _inner(self, buffer: Buffer) -> dict[str, int]:
+        """Width and inner length of ``buffer`` seen as (rows, W, inner), as the element-wise kernels take them."""
         if self.layout == "NHWC":
-            return buffer
-        n, c, h, w = buffer.shape
-        return self.reshaped(buffer, (n * c, h, w, 1))
+            return {"width": buffer.shape[2], "inner": buffer.shape[3]}
+        return {"width": buffer.shape[3], "inner": 1}
 
     # Memory -----------------------------------------------------------------------------------------------------
 
@@ -221,46 +229,45 @@ class GpuBackend(Backend):
     def prepare(self, architecture: Architecture, batch_size: int) -> None:
         """Allocate the partial sums of the loss."""
         self._reshaped.clear()
-        self._partials = self.empty((MOST_PARTIALS,))
+        self._partials = self.empty((MOST_LOSS_BLOCKS,))
 
     # Shared operations ------------------------------------------------------------------------------------------
 
     def gather_batch(self, images: Buffer, order: Buffer, start: int, x: Buffer) -> None:
         """See Backend."""
-        nchw = self.layout == "NCHW"
-        kernel = gpu_kernels.gather_nchw_kernel if nchw else gpu_kernels.gather_nhwc_kernel
-        self.launch(kernel, prod(x.shape), images, order, start, x)
+        _, channels, height, width = images.shape
+        kernel = gpu_kernels.gather_kernel_for(layout=self.layout, channels=channels, positions=height * width)
+        self.launch(kernel, prod(x.shape), self.flat(images), order, start, self.flat(x))
 
     def maxpool_forward(self, y: Buffer, out: Buffer) -> None:
         """See Backend."""
-        self.launch(gpu_kernels.maxpool_forward_kernel, prod(out.shape), self._planes(y), self._planes(out))
+        kernel = gpu_kernels.maxpool_forward_kernel_for(**self._inner(out))
+        self.launch(kernel, prod(out.shape), self.flat(y), self.flat(out))
 
     def relu_maxpool_backward(self, y: Buffer, dout: Buffer, dy: Buffer) -> None:
         """See Backend."""
-        kernel = gpu_kernels.relu_maxpool_backward_kernel
-        self.launch(kernel, prod(dout.shape), self._planes(y), self._planes(dout), self._planes(dy))
+        kernel = gpu_kernels.relu_maxpool_backward_kernel_for(**self._inner(dout))
+        self.launch(kernel, prod(dout.shape), *map(self.flat, (y, dout, dy)))
 
     def upsample_forward(self, y: Buffer, out: Buffer) -> None:
         """See Backend."""
-        self.launch(gpu_kernels.upsample_forward_kernel, prod(out.shape), self._planes(y), self._planes(out))
+        kernel = gpu_kernels.upsample_forward_kernel_for(**self._inner(y))
+        self.launch(kernel, 2 * prod(y.shape), self.flat(y), self.flat(out))
 
     def relu_upsample_backward(self, y: Buffer, dout: Buffer, dy: Buffer) -> None:
         """See Backend."""
-        kernel = gpu_kernels.relu_upsample_backward_kernel
-        self.launch(kernel, prod(y.shape), self._planes(y), self._planes(dout), self._planes(dy))
+        kernel = gpu_kernels.relu_upsample_backward_kernel_for(**self._inner(y))
+        self.launch(kernel, prod(y.shape), *map(self.flat, (y, dout, dy)))
 
     def mse_loss(self, prediction: Buffer, target: Buffer, gradient: Buffer, losses: Buffer, step: int) -> None:
         """See Backend."""
         values = prod(prediction.shape)
-        block = self.runtime.threads_per_block
-        blocks = min(-(-values // block), MOST_PARTIALS // block)
+        threads = self.runtime.threads_per_block
+        blocks = min(-(-values // threads), MOST_LOSS_BLOCKS)
+        partial_kernel, final_kernel = gpu_kernels.mse_kernels_for(threads=threads)
         flat = [self.flat(buffer) for buffer in (prediction, target, gradient)]
-        partial_kernel, final_kernel = gpu_kernels.mse_partial_kernel, gpu_kernels.mse_final_kernel
-        self.launch_grid(partial_kernel, (blocks,), (block,), *flat, self._partials, np.float32(2 / values))
-        threads = gpu_kernels.REDUCTION_THREADS
-        self.launch_grid(
-            final_kernel, (1,), (threads,), self._partials, blocks * block, np.float32(1 / values), losses, step
-        )
+        self.launch_grid(partial_kernel, (blocks,), (threads,), *flat, self._partials, np.float32(2 / values))
+        self.launch_grid(final_kernel, (1,), (threads,), self._partials, blocks, np.float32(1 / values), losses, step)
 
     def sgd(self, parameters: Buffer, gradients: Buffer, learning_rate: float) -> None:
         """See Backend."""

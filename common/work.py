@@ -12,7 +12,8 @@ from common.architecture import Architecture, Stage
 from common.backend import Layout
 from common.operations import WHOLE_STEP, Operation, float_bytes, step_work
 
-MOST_PARTIALS = 16_384  # threads that share the sum of the loss on a GPU
+SUM_ROWS = 8  # threads that work side by side on a value where a sum has more shares than that
+MOST_LOSS_BLOCKS = 256  # blocks that share the sum of the loss on a GPU
 
 # The bounds are for a card like the H100 and H200: float32 outside tensor cores, and memory bandwidth.
 CEILING_FLOP_PER_S = 67e12
@@ -76,10 +77,21 @@ def bias_work(stage: Stage, n: int, shares: int, loads: float) -> list[KernelWor
     ]
 
 
+def sum_rows(shares: int) -> int:
+    """Threads that work side by side on a value of a sum of so many shares."""
+    return SUM_ROWS if shares > SUM_ROWS else 1
+
+
+def sum_variant(shares: int) -> str:
+    """The variant of the kernel that adds so many shares."""
+    return "many shares" if sum_rows(shares) > 1 else "few shares"
+
+
 def sum_work(stage: Stage, operation: Operation, shares: int, values: int) -> KernelWork:
     """The second pass of a sum: ``shares`` arrays of ``values`` added up."""
     moved = float_bytes((shares, values), (values,))
-    return KernelWork(stage.name, operation, "sum_shares_kernel", shares * values, moved, moved, loads=shares)
+    kernel, loads = f"sum_shares_kernel[{sum_variant(shares)}]", shares / sum_rows(shares)
+    return KernelWork(stage.name, operation, kernel, shares * values, moved, moved, loads=loads)
 
 
 ELEMENTWISE_KERNELS = {
@@ -92,9 +104,9 @@ ELEMENTWISE_KERNELS = {
 
 def elementwise_work(architecture: Architecture, batch_size: int, layout: Layout, parameters: int) -> list[KernelWork]:
     """The kernels that all versions share, for a training step; SGD updates a buffer of ``parameters`` floats."""
-    kernels = {Operation.GATHER: f"gather_{layout.lower()}_kernel", **ELEMENTWISE_KERNELS}
+    kernels = {Operation.GATHER: f"gather_kernel[{layout}]", **ELEMENTWISE_KERNELS}
     picture = batch_size * architecture.values_per_image
-    partials = min(picture, MOST_PARTIALS)
+    partials = min(-(-picture // 256), MOST_LOSS_BLOCKS)
 
     def moved(stage: str, operation: Operation, kernel: str, flops: int, least: int) -> KernelWork:
         # These kernels read and write every value once, so that the threads ask for no more than the least.

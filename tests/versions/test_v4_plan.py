@@ -4,7 +4,7 @@ import pytest
 
 from common.architecture import autoencoder
 from versions.registry import find
-from versions.v4_im2col_gemm_nchw import WORKSPACE_LIMIT_BYTES, floats_per_picture, parts, workspace
+from versions.v4_im2col_gemm_nchw.plan import WORKSPACE_LIMIT_BYTES, floats_per_picture, parts, workspace
 
 
 def total_bytes(shapes):

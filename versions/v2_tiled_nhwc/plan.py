@@ -116,6 +116,8 @@ class Tiling:
     small_filter: FilterTile
     few_channels: FewChannelsTile
     bias_threads: int
+    bias_pixels: int
+    """Pixels of a share of the bias gradient, at least."""
     blocks_wanted: int
     """A sum is split into shares to get about this many blocks: several for each multiprocessor of a large card."""
 
@@ -150,6 +152,7 @@ FOR_GPU = Tiling(
         rows=4, columns=16, few=3, many=256, thread_pixels=2, threads=128, registers=128, ffma=0.5
     ),
     bias_threads=256,
+    bias_pixels=64,
     blocks_wanted=512,
 )  # fmt: skip
 
@@ -179,6 +182,7 @@ FOR_SIMULATOR = Tiling(
     ),
     few_channels=FewChannelsTile(rows=3, columns=4, few=3, many=8, thread_pixels=2, threads=4, registers=0),
     bias_threads=8,
+    bias_pixels=8,
     blocks_wanted=7,
 )  # fmt: skip
 
@@ -223,7 +227,7 @@ def filter_shares(
 
 def bias_shares(pixels: int) -> int:
     """Number of shares of the pixels in the bias gradient."""
-    return max(1, min(pixels // SIZES.bias_threads, SIZES.blocks_wanted))
+    return max(1, min(pixels // SIZES.bias_pixels, SIZES.blocks_wanted))
 
 
 def gpu_workspace(architecture: Architecture, batch_size: int) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ import numpy as np
 from numba import cuda
 
 from common.gpu_jit import BLOCK_BITS, THREAD_BITS, gpu_kernel, unsigned
+from common.gpu_kernels import block_sum_for
 from versions.v3_direct_nchw.plan import Strip
 
 
@@ -118,7 +119,8 @@ def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, chann
 def bias_kernel_for(*, threads: int, positions: int, filters: int):
     """Backward bias: a block sums one filter's planes, lanes on neighbouring pixels, then adds by repeated halving."""
     THREADS, P, K = threads, positions, filters
-    LEVELS = THREADS.bit_length() - 1
+    TURNS = -(-P // THREADS)
+    block_sum = block_sum_for(threads)
 
     @gpu_kernel(registers=64)
     def conv2d_backward_bias_kernel(dy, partials, N):
@@ -130,15 +132,12 @@ def bias_kernel_for(*, threads: int, positions: int, filters: int):
         shares = cuda.gridDim.y & BLOCK_BITS
         total = np.float32(0)
         for n in range(share * N // shares, (share + 1) * N // shares):
-            for p in range(t, P, THREADS):
-                total += dy[unsigned((n * K + k) * P + p)]
-        sums[unsigned(t)] = total
-        for level in range(LEVELS):
-            half = THREADS >> (level + 1)
-            # The sums of the upper half must be complete.
-            cuda.syncthreads()
-            if t < half:
-                sums[unsigned(t)] += sums[unsigned(t + half)]
+            for turn in range(TURNS):
+                p = turn * THREADS + t
+                # The last turn can reach past the plane.
+                if p < P:
+                    total += dy[unsigned((n * K + k) * P + p)]
+        block_sum(sums, t, total)
         if t == 0:
             partials[unsigned(share * K + k)] = sums[0]
 

@@ -16,7 +16,7 @@ from common.architecture import Architecture
 from common.backend import Precision
 from common.cpu import CpuBackend
 from common.cpu_kernels import SUM_MATH, add_partials, flip_filters
-from versions.v4_im2col_gemm_nchw import workspace
+from versions.v4_im2col_gemm_nchw.plan import workspace
 
 _sgemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(
     get_cython_function_address("scipy.linalg.cython_blas", "sgemm")
