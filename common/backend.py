@@ -15,6 +15,7 @@ Axis letters: N batch, H height, W width, C input channels, K filters, R x S the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -92,6 +93,16 @@ class Backend(ABC):
 
     def prepare(self, architecture: Architecture, batch_size: int) -> None:  # noqa: B027
         """Allocate the workspace for these stages and at most ``batch_size`` pictures; by default there is none."""
+
+    def replayed(self, owner: Any, name: str, work: Callable[[], Any]) -> None:
+        """Do ``work``. A device may record what it launches at the first call and only repeat that later.
+
+        Therefore ``work`` has to launch the same, with the same buffers and scalars, whenever it is called with this
+        ``owner`` and ``name``. It neither copies to or from the host nor allocates nor waits, and nothing reads what it
+        returns. Numbers that change (a learning rate, a position) stay outside. ``owner`` is an object that lives
+        as long as those buffers are in use; with it, or with the next ``prepare``, the recording goes.
+        """
+        work()
 
     # Operations that each version implements ---------------------------------------------------------------------
 

@@ -7,7 +7,10 @@ for tests only: NumPy replaces cuBLAS, and nothing else differs. A buffer is a N
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -18,13 +21,14 @@ from common import gpu_kernels
 from common.architecture import Architecture
 from common.backend import Backend, Buffer, Precision
 from common.device import in_simulator
+from common.gpu_launch import Call, IdentityCache, Launcher, Tape
 from common.work import MOST_LOSS_BLOCKS, sum_rows
 
 CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 0, 3  # cublasMath_t
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Operand:
     """A row-major float32 matrix inside a buffer, or a batch of them.
 
@@ -36,6 +40,16 @@ class Operand:
     offset: int = 0
     stride: int = 0
     transposed: bool = False
+
+    @property
+    def address(self) -> int:
+        """Device address of the first matrix."""
+        return self.buffer.device_ctypes_pointer.value + 4 * self.offset
+
+    @property
+    def key(self) -> tuple[int, int, int, bool]:
+        """Tells this operand apart from every other while its buffer lives."""
+        return (id(self.buffer), self.offset, self.stride, self.transposed)
 
 
 class CudaRuntime:
@@ -52,6 +66,8 @@ class CudaRuntime:
         self._cublas = cublas
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._numba_stream = cuda.external_stream(self.stream.ptr)
+        self._tape = Tape()
+        self._products = IdentityCache()
         # A separate handle: the whole process shares CuPy's, and with it the math mode.
         self._handle = cublas.create()
         cublas.setMathMode(self._handle, CUBLAS_TF32_TENSOR_OP_MATH if precision == "tf32" else CUBLAS_DEFAULT_MATH)
@@ -62,23 +78,36 @@ class CudaRuntime:
             return cuda.as_cuda_array(self._cupy.empty(shape, dtype), sync=False)
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
-        """Copy from the host; the array may be changed as soon as this returns."""
+        """Copy from the host; the array may be changed as soon as this returns. RuntimeError while recording."""
+        self._tape.refuse("write")
         buffer.copy_to_device(np.ascontiguousarray(array), stream=self._numba_stream)
         self.stream.synchronize()
 
     def read(self, buffer: Buffer) -> np.ndarray:
-        """Copy to the host."""
+        """Copy to the host. RuntimeError while recording."""
+        self._tape.refuse("read")
         host = buffer.copy_to_host(stream=self._numba_stream)
         self.stream.synchronize()
         return host
 
-    def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Any:
+    def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Launcher:
         """Bind a kernel to its launch shape and stream."""
-        return kernel[grid, block, self._numba_stream]
+        return Launcher(kernel, grid, block, self._numba_stream, self._tape)
 
     def synchronize(self) -> None:
         """Wait for the stream."""
         self.stream.synchronize()
+
+    def record(self, work: Callable[[], Any]) -> list[Call]:
+        """Run ``work``; returns its launches and products, ready for ``replay``. RuntimeError if it copies to or from
+        the host, which could not be replayed."""
+        return self._tape.record(work)
+
+    def replay(self, calls: list[Call]) -> None:
+        """Launch what was recorded, in the same order, with the same arguments, on the stream."""
+        with self.stream:  # for CuPy's cuBLAS
+            for call in calls:
+                call()
 
     def gemm(
         self, m: int, n: int, k: int, a: Operand, b: Operand, c: Operand, *, batch: int = 1, accumulate: bool = False
@@ -87,25 +116,57 @@ class CudaRuntime:
 
         cuBLAS is column-major and sees a row-major matrix as its transpose: b goes first, and m and n are exchanged.
         """
-        lda, ldb = (m if a.transposed else k), (k if b.transposed else n)
-        pointers = [operand.buffer.device_ctypes_pointer.value + 4 * operand.offset for operand in (b, a, c)]
-        # cuBLAS reads alpha and beta through host pointers during the call.
-        alpha, beta = ONE.ctypes.data, (ONE if accumulate else ZERO).ctypes.data
-        letters = int(b.transposed), int(a.transposed)  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
-        with self.stream:  # CuPy's wrapper runs cuBLAS on its current stream
+        key = (m, n, k, batch, accumulate, a.key, b.key, c.key)
+        found = self._products.get(key)
+        if found is None:
+            lda, ldb = (m if a.transposed else k), (k if b.transposed else n)
+            # cuBLAS reads alpha and beta through host pointers during the call.
+            alpha, beta = ONE.ctypes.data, (ONE if accumulate else ZERO).ctypes.data
+            sizes = (int(b.transposed), int(a.transposed), n, m, k)  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
             if batch == 1:
-                self._cublas.sgemm(
-                    self._handle, *letters, n, m, k, alpha, pointers[0], ldb, pointers[1], lda, beta, pointers[2], n
-                )
+                call = partial(
+                    self._cublas.sgemm,
+                    self._handle, *sizes, alpha, b.address, ldb, a.address, lda, beta, c.address, n,
+                )  # fmt: skip
             else:
-                self._cublas.sgemmStridedBatched(
-                    self._handle, *letters, n, m, k, alpha,
-                    pointers[0], ldb, b.stride,
-                    pointers[1], lda, a.stride,
+                call = partial(
+                    self._cublas.sgemmStridedBatched,
+                    self._handle, *sizes, alpha,
+                    b.address, ldb, b.stride,
+                    a.address, lda, a.stride,
                     beta,
-                    pointers[2], n, c.stride,
+                    c.address, n, c.stride,
                     batch,
                 )  # fmt: skip
+            found = self._products.keep(key, call, [operand.buffer for operand in (a, b, c)])
+        self._multiply(found[0], a, b, c)
+
+    def gemv(self, m: int, n: int, a: Operand, x: Operand, y: Operand) -> None:
+        """y (m,) = op(a) . x, with op(a) (m, n) and x (n,); row-major: ``a`` is (n, m) if it is transposed."""
+        key = (m, n, a.key, x.key, y.key)
+        found = self._products.get(key)
+        if found is None:
+            # Column-major, the stored matrix is (rows, columns), and is used transposed unless ``a`` already is.
+            rows, columns = (m, n) if a.transposed else (n, m)
+            call = partial(
+                self._cublas.sgemv,
+                self._handle, int(not a.transposed), rows, columns, ONE.ctypes.data,
+                a.address, rows,
+                x.address, 1,
+                ZERO.ctypes.data,
+                y.address, 1,
+            )  # fmt: skip
+            found = self._products.keep(key, call, [operand.buffer for operand in (a, x, y)])
+        self._multiply(found[0], a, x, y)
+
+    def _multiply(self, call: Call, *operands: Operand) -> None:
+        """Run a product; where a recording is under way, keep it with the memory that it uses."""
+        with self.stream:  # CuPy's wrapper runs cuBLAS on its current stream
+            call()
+        if self._tape.calls is not None:
+            again = partial(call)
+            again.operands = operands
+            self._tape.calls.append(again)
 
 
 class SimulatorRuntime:
@@ -149,6 +210,10 @@ class SimulatorRuntime:
             target[...] = left @ right + (target if accumulate else 0)
         c.buffer.copy_to_device(hosts[2].reshape(c.buffer.shape))
 
+    def gemv(self, m: int, n: int, a: Operand, x: Operand, y: Operand) -> None:
+        """See CudaRuntime.gemv."""
+        self.gemm(m, 1, n, a, x, y)
+
 
 class GpuBackend(Backend):
     """A version on the GPU: subclasses add the four convolution operations."""
@@ -161,6 +226,7 @@ class GpuBackend(Backend):
         self.runtime = runtime or (SimulatorRuntime() if in_simulator() else CudaRuntime(precision))
         self._bound: dict[tuple, Any] = {}
         self._reshaped: dict[tuple[int, tuple[int, ...]], tuple[Buffer, Buffer]] = {}
+        self._recorded: weakref.WeakKeyDictionary[Any, dict[str, list[Call]]] = weakref.WeakKeyDictionary()
 
     # Launching --------------------------------------------------------------------------------------------------
 
@@ -176,6 +242,17 @@ class GpuBackend(Backend):
         if launcher is None:
             launcher = self._bound[key] = self.runtime.bind(kernel, grid, block)
         launcher(*arguments)
+
+    def replayed(self, owner: Any, name: str, work: Callable[[], Any]) -> None:
+        """See Backend. On a real GPU the first call records launches and products, and later ones replay them."""
+        if not isinstance(self.runtime, CudaRuntime):
+            work()
+            return
+        recorded = self._recorded.setdefault(owner, {})
+        if name in recorded:
+            self.runtime.replay(recorded[name])
+        else:
+            recorded[name] = self.runtime.record(work)
 
     def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
         """A view of ``buffer`` in another shape, created once: creating one costs more than a launch."""
@@ -227,8 +304,10 @@ class GpuBackend(Backend):
         self.runtime.synchronize()
 
     def prepare(self, architecture: Architecture, batch_size: int) -> None:
-        """Allocate the partial sums of the loss."""
+        """Allocate the partial sums of the loss, and forget everything prepared for the buffers used so far."""
+        self._bound.clear()
         self._reshaped.clear()
+        self._recorded.clear()
         self._partials = self.empty((MOST_LOSS_BLOCKS,))
 
     # Shared operations ------------------------------------------------------------------------------------------

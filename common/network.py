@@ -83,7 +83,7 @@ def initial_parameters(architecture: Architecture, seed: int) -> dict[str, np.nd
     return parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Views:
     """Views of the first n pictures of each activation buffer, for batches of n pictures."""
 
@@ -185,9 +185,10 @@ class Network:
         """One training step on pictures ``order[start:start + n]``; the loss goes to ``losses[index]``."""
         views = self.views(n)
         self.backend.gather_batch(images, order, start, views.picture)
-        prediction = self.forward(n)
+        self.backend.replayed(views, "forward", lambda: self.forward(n))
+        prediction = views.outputs[-1]
         self.backend.mse_loss(prediction, views.picture, prediction, losses, index)
-        self.backward(n)
+        self.backend.replayed(views, "backward", lambda: self.backward(n))
         self.backend.sgd(self._flat, self._flat_gradients, learning_rate)
 
     def poison(self) -> None:

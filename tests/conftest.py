@@ -1,4 +1,7 @@
-"""The simulator's tests need a process of their own: NUMBA_ENABLE_CUDASIM has to be set before Numba is imported."""
+"""The tests of the simulator and of the stub driver need processes of their own.
+
+NUMBA_ENABLE_CUDASIM has to be set before Numba is imported, and the stub driver found when the process starts.
+"""
 
 import os
 import signal
@@ -10,9 +13,11 @@ from tests.benchmarks.options import (  # noqa: F401
     pytest_benchmark_update_machine_info,
     pytest_configure,
 )
+from tests.stub.driver import MARK
 
 SIMULATOR = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-collect_ignore = [] if SIMULATOR else ["simulator"]
+STUB = MARK in os.environ
+collect_ignore = [*([] if SIMULATOR else ["simulator"]), *([] if STUB else ["stub"])]
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -75,7 +75,7 @@ class RecordingRuntime:
     def ignore(self, *arguments: Any, **options: Any) -> None:
         """Do nothing: values do not matter here, and cuBLAS is compiled already."""
 
-    write = gemm = synchronize = ignore
+    write = gemm = gemv = synchronize = ignore
 
     def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Callable[..., None]:
         """Return a launcher that records the kernel and its types; it raises RuntimeError outside every operation."""
