@@ -267,17 +267,27 @@ class GpuBackend(Backend):
         return self.reshaped(buffer, (prod(buffer.shape),))
 
     def sum_shares(
-        self, partials: Buffer, shares: int, out: Buffer, *, offset: int = 0, accumulate: bool = False
+        self,
+        partials: Buffer,
+        shares: int,
+        out: Buffer,
+        *,
+        offset: int = 0,
+        size: int | None = None,
+        accumulate: bool = False,
     ) -> None:
-        """Add ``shares`` arrays of ``out``'s size, stored one after another in ``partials``, in a fixed order.
+        """Add ``shares`` arrays of ``size`` floats, stored one after another in ``partials``, in a fixed order.
 
-        ``offset`` is where the first one starts, in floats. With ``accumulate`` the sum is added to ``out``.
+        ``offset`` is where the first one starts, in floats; ``size`` is that of ``out`` if not given. With
+        ``accumulate`` the sum is added to ``out``.
         """
+        size = prod(out.shape) if size is None else size
         threads = self.runtime.threads_per_block
         rows = sum_rows(shares)
         kernel = gpu_kernels.sum_shares_kernel_for(lanes=threads // rows, rows=rows)
-        grid = (-(-prod(out.shape) * rows // threads),)
-        self.launch_grid(kernel, grid, (threads,), self.flat(partials), offset, shares, self.flat(out), accumulate)
+        grid = (-(-size * rows // threads),)
+        partials, out = self.flat(partials), self.flat(out)
+        self.launch_grid(kernel, grid, (threads,), partials, offset, shares, out, size, accumulate)
 
     def _inner(self, buffer: Buffer) -> dict[str, int]:
         """Width and inner length of ``buffer`` seen as (rows, W, inner), as the element-wise kernels take them."""

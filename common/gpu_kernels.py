@@ -189,13 +189,12 @@ def sum_shares_kernel_for(*, lanes: int, rows: int):
     THREADS = LANES * ROWS
 
     @gpu_kernel(registers=40, variant="many shares" if rows > 1 else "few shares")
-    def sum_shares_kernel(partials, offset, shares, out, accumulate):
+    def sum_shares_kernel(partials, offset, shares, out, size, accumulate):
         # partials from ``offset`` on (shares,size)  out (size,), both flat; added to what is there if ``accumulate``
         sums = cuda.shared.array(THREADS, np.float32)
         t = cuda.threadIdx.x & THREAD_BITS
         row = t // LANES
         i = (cuda.blockIdx.x & BLOCK_BITS) * LANES + t % LANES
-        size = out.size
         total = np.float32(0)
         # The grid is rounded up to whole blocks.
         if i < size:

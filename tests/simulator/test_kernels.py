@@ -8,7 +8,6 @@ import functools
 import numpy as np
 import pytest
 
-import versions.v4_im2col_gemm_nchw as v4
 from bench.kernels.launches import gpu_modules, missing_kernels
 from bench.machine.devices import DeviceStatus, device_status
 from common import gpu, gpu_kernels, reference
@@ -20,6 +19,7 @@ from tests.support.parity import assert_training_parity
 from versions.registry import find, names
 from versions.v2_tiled_nhwc import plan as v2
 from versions.v3_direct_nchw import plan as v3
+from versions.v4_im2col_gemm_nchw import plan as v4
 
 pytestmark = pytest.mark.simulator
 # (N, C, K, H, W), besides verify's: several tiles on every axis with remainders, few channels, tiny pictures.
@@ -76,12 +76,12 @@ def test_sums_are_split_unevenly():
     for n, c, k, height, width in MORE_SHAPES:
         tile = v2.filter_tile(c, k, height, width)
         tiles, shares = tile.pixel_tiles(n, height, width), v2.filter_shares(tile, n, height, width, c, k)
-        split |= {("v2", tile.name)} if shares > 1 and tiles % shares else set()
+        split |= {tile} if shares > 1 and tiles % shares else set()
         strip, columns = v3.filter_strip(c, k), n * width
         shares = v3.filter_shares(strip, n, width, c, k)
-        split |= {("v3", strip.name)} if shares > 1 and columns % shares else set()
-    wanted = {("v2", name) for name in (*v2.SIZES.filter, "few channels")} | {("v3", name) for name in v3.SIZES.filter}
-    assert split == wanted
+        split |= {strip} if shares > 1 and columns % shares else set()
+    tiling = v2.SIZES
+    assert split == {tiling.wide_filter, tiling.small_filter, tiling.few_channels, *v3.SIZES.filter.values()}
 
 
 @each_version
@@ -94,20 +94,18 @@ def test_ten_steps(name):
 def test_v4_in_parts(monkeypatch):
     """A workspace that is too small for the batch: uneven parts, and a filter gradient summed over them."""
     architecture = autoencoder((4, 4), (3, 2))
-    monkeypatch.setattr(v4, "WORKSPACE_LIMIT_BYTES", 7_500)
+    monkeypatch.setattr(v4, "WORKSPACE_LIMIT_BYTES", 4_200)
+    split = [v4.filter_parts(stage, architecture, 5) for stage in architecture.stages]
+    assert max(map(len, split)) > 1
+    assert len({count for parts in split for _, count in parts}) > 1
     backend = find("v4").load("gpu")
-    backend.prepare(architecture, 5)
-    widest = v4.workspace(architecture, 5, "gpu", 1)["columns"][0]
-    assert widest < 5 * max(v4.floats_per_picture(stage) for stage in architecture.stages)
     network = assert_training_parity(backend, architecture, steps=1, batch_size=5, samples=5, learning_rate=0.05)
-    split = [len(parts) for parts in backend._parts.values()]
-    assert max(split) > 1
     assert network.batch_size == 5
 
 
 def test_loss_with_more_values_than_threads(monkeypatch):
     """Each thread processes several values, as in a real batch."""
-    monkeypatch.setattr(gpu, "MOST_PARTIALS", 64)
+    monkeypatch.setattr(gpu, "MOST_LOSS_BLOCKS", 2)
     backend = find("v1").load("gpu")
     backend.prepare(autoencoder((4, 4), (3, 2)), 5)
     rng = np.random.default_rng(0)

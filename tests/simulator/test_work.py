@@ -53,6 +53,7 @@ def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
         c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
         x, y = (random(activation_shape(backend.layout, n, channels, h, w)) for channels in (c, k))
         weights, bias = random(filter_shape(backend.layout, k, c)), random((k,))
+        resampled = random(activation_shape(backend.layout, n, k, stage.out_height, stage.out_width))
         operations = {
             Operation.FORWARD: lambda x=x, y=y, w=weights, b=bias: backend.conv2d_forward(x, w, b, y, True),
             Operation.BACKWARD_DATA: lambda x=x, y=y, w=weights: backend.conv2d_backward_data(y, w, x),
@@ -61,6 +62,11 @@ def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
         }
         if i == 0:
             del operations[Operation.BACKWARD_DATA]
+        if (stage.name, Operation.STAGE_FORWARD) in stated:  # the version fuses what follows the convolution
+            del operations[Operation.FORWARD]
+            operations[Operation.STAGE_FORWARD] = lambda s=stage, x=x, y=y, w=weights, b=bias, out=resampled: (
+                backend.stage_forward(s, x, w, b, y, out if s.resample else y)
+            )
         for operation, run in operations.items():
             accesses.clear()
             run()

@@ -11,9 +11,7 @@ from versions.v2_tiled_nhwc.plan import ConvolutionTile
 
 
 @cache
-def conv2d_kernel_for(
-    *, tile: ConvolutionTile, height: int, width: int, channels: int, filters: int, flipped: bool
-):
+def conv2d_kernel_for(*, tile: ConvolutionTile, height: int, width: int, channels: int, filters: int, flipped: bool):
     """Forward, or backward data if ``flipped``: block = pixels x output channels, stepping over the input channels.
 
     ::
@@ -85,9 +83,8 @@ def conv2d_kernel_for(
                 for tap in range(9):
                     value = np.float32(0)
                     # The last turn can reach past the tile. Past the last channel or filter: zero.
-                    if (ALL_STAGED or (t // ALONG < AT_ONCE and other < OTHER)) and (
-                        (ALL_CHANNELS or c < C) and (ALL_FILTERS or k < K)
-                    ):
+                    inside = ALL_STAGED or (t // ALONG < AT_ONCE and other < OTHER)
+                    if inside and (ALL_CHANNELS or c < C) and (ALL_FILTERS or k < K):
                         if flipped:
                             value = w[unsigned((c * 9 + 8 - tap) * K + k)]
                         else:

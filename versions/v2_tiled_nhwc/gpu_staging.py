@@ -31,7 +31,7 @@ def halo_staging(*, tile, lanes: int, channel_step: int, pixel_step: int, height
     pixel_step * (row * (columns + 2) + column)``, for ``lanes`` channels from the first one on.
     """
     H, W, C, LANES, CHANNEL_STEP, PIXEL_STEP = height, width, channels, lanes, channel_step, pixel_step
-    TH, TW, PITCH, HALO_ROWS = tile.rows, tile.columns, tile.columns + 2, tile.rows + 2
+    TW, PITCH, HALO_ROWS = tile.columns, tile.columns + 2, tile.rows + 2
     PIXELS = tile.threads // LANES  # that the block loads at once
     COLUMNS = min(TW, PIXELS)
     ROWS = PIXELS // COLUMNS
@@ -39,7 +39,7 @@ def halo_staging(*, tile, lanes: int, channel_step: int, pixel_step: int, height
     SIDES = -(-2 * HALO_ROWS // PIXELS)
     HELD = DOWN * ACROSS + SIDES
     # Where sizes divide, these are true and the compiler drops the guard.
-    ALL_LANES, ALL_PIXELS = LANES * PIXELS == tile.threads, COLUMNS * ROWS == PIXELS
+    ALL_LANES, ALL_PIXELS = tile.threads % LANES == 0, PIXELS % COLUMNS == 0
     ALL_ROWS, ALL_COLUMNS, ALL_SIDES = HALO_ROWS % ROWS == 0, TW % COLUMNS == 0, 2 * HALO_ROWS % PIXELS == 0
     ALL_CHANNELS, ALL_ACROSS = C % LANES == 0, W % TW == 0
 
@@ -48,16 +48,18 @@ def halo_staging(*, tile, lanes: int, channel_step: int, pixel_step: int, height
         # x (N,H,W,C) flat  held (HELD,)  picture: n*H  first: the first channel
         lane = t % LANES
         pixel = t // LANES
-        column = pixel % COLUMNS
-        # Outside the picture is padding, past the last channel nothing: zero.
+        # Past the last channel: zero. Threads beyond the last whole pixel load nothing.
         present = (ALL_LANES or pixel < PIXELS) and (ALL_CHANNELS or first + lane < C)
         for i in range(DOWN):
             row = i * ROWS + pixel // COLUMNS
             h = top + row - 1
+            # Outside the picture is padding: zero. The last turn can reach past the tile.
+            inside = present and (ALL_PIXELS or pixel < ROWS * COLUMNS) and (ALL_ROWS or row < HALO_ROWS) and 0 <= h < H
             for j in range(ACROSS):
-                v = left + j * COLUMNS + column
+                column = j * COLUMNS + pixel % COLUMNS
+                v = left + column
                 value = np.float32(0)
-                if present and (ALL_ACROSS or v < W) and 0 <= h < H:
+                if inside and (ALL_COLUMNS or column < TW) and (ALL_ACROSS or v < W):
                     value = x[unsigned(((picture + h) * W + v) * C + first + lane)]
                 held[i * ACROSS + j] = value
         for i in range(SIDES):
@@ -65,30 +67,30 @@ def halo_staging(*, tile, lanes: int, channel_step: int, pixel_step: int, height
             h = top + side // 2 - 1
             v = left - 1 + side % 2 * (TW + 1)
             value = np.float32(0)
-            if present and 0 <= v < W and 0 <= h < H:
+            # As above.
+            if present and (ALL_SIDES or side < 2 * HALO_ROWS) and 0 <= v < W and 0 <= h < H:
                 value = x[unsigned(((picture + h) * W + v) * C + first + lane)]
             held[DOWN * ACROSS + i] = value
 
     @cuda.jit(device=True, inline="always")
     def store(held, staged, t):
-        lane = t % LANES
+        # staged: the shared array
         pixel = t // LANES
-        column = pixel % COLUMNS
-        # Threads beyond the last whole pixel hold nothing, and the last turn can reach past the tile.
-        if ALL_LANES or pixel < PIXELS:
-            for i in range(DOWN):
-                row = i * ROWS + pixel // COLUMNS
-                for j in range(ACROSS):
-                    place = j * COLUMNS + column
-                    if (ALL_ROWS or row < HALO_ROWS) and (ALL_COLUMNS or place < TW):
-                        if ALL_PIXELS or pixel < ROWS * COLUMNS:
-                            staged[unsigned(lane * CHANNEL_STEP + (row * PITCH + 1 + place) * PIXEL_STEP)] = held[
-                                i * ACROSS + j
-                            ]
-            for i in range(SIDES):
-                side = i * PIXELS + pixel
-                if ALL_SIDES or side < 2 * HALO_ROWS:
-                    place = side // 2 * PITCH + side % 2 * (TW + 1)
-                    staged[unsigned(lane * CHANNEL_STEP + place * PIXEL_STEP)] = held[DOWN * ACROSS + i]
+        start = t % LANES * CHANNEL_STEP
+        present = ALL_LANES or pixel < PIXELS
+        for i in range(DOWN):
+            row = i * ROWS + pixel // COLUMNS
+            inside = present and (ALL_PIXELS or pixel < ROWS * COLUMNS) and (ALL_ROWS or row < HALO_ROWS)
+            for j in range(ACROSS):
+                column = j * COLUMNS + pixel % COLUMNS
+                # As in ``load``.
+                if inside and (ALL_COLUMNS or column < TW):
+                    staged[unsigned(start + (row * PITCH + 1 + column) * PIXEL_STEP)] = held[i * ACROSS + j]
+        for i in range(SIDES):
+            side = i * PIXELS + pixel
+            # As in ``load``.
+            if present and (ALL_SIDES or side < 2 * HALO_ROWS):
+                place = side // 2 * PITCH + side % 2 * (TW + 1)
+                staged[unsigned(start + place * PIXEL_STEP)] = held[DOWN * ACROSS + i]
 
     return load, store, HELD

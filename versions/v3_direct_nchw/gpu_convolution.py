@@ -66,12 +66,12 @@ def conv2d_kernel_for(*, strip: Strip, height: int, width: int, channels: int, f
                 i = (first * 9 + row) & INDEX_BITS  # (channel, tap) of all channels
                 value = np.float32(0)
                 # The last load can reach past the matrix. Past the last channel or filter: zero.
-                if ALL_STAGED or (row < WEIGHT_ROWS and filter_lane < FILTERS):
-                    if (ALL_CHANNELS or i < C * 9) and (ALL_FILTERS or k < K):
-                        if flipped:
-                            value = w[unsigned((i // 9 * K + k) * 9 + 8 - i % 9)]
-                        else:
-                            value = w[unsigned(k * C * 9 + i)]
+                inside = ALL_STAGED or (row < WEIGHT_ROWS and filter_lane < FILTERS)
+                if inside and (ALL_CHANNELS or i < C * 9) and (ALL_FILTERS or k < K):
+                    if flipped:
+                        value = w[unsigned((i // 9 * K + k) * 9 + 8 - i % 9)]
+                    else:
+                        value = w[unsigned(k * C * 9 + i)]
                 staged[load] = value
             # No thread may store the next weights while another still reads the last ones.
             cuda.syncthreads()

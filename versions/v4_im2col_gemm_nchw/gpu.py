@@ -61,7 +61,7 @@ class Im2colGemmGpu(GpuBackend):
                 Operand(self._columns, partials, weights),
                 batch=count,
             )
-            self.sum_shares(self._columns, count, gradient, offset=partials, accumulate=first > 0)
+            self.sum_shares(self._columns, count, gradient, offset=partials, size=weights, accumulate=first > 0)
         if flip:
             self._flip(self._flipped_gradient, K, C, dw)
 

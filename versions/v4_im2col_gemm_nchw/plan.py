@@ -1,13 +1,11 @@
 """How V4 divides the work: which side is unfolded, the workspace and its bound, parts of a batch. No device code."""
 
-
 from itertools import pairwise
 
 from common.architecture import TAPS, Architecture, Stage
 from common.backend import Device
 
 WORKSPACE_LIMIT_BYTES = 75_000_000
-
 
 
 def narrow_channels(stage: Stage) -> int:
