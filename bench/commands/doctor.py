@@ -26,7 +26,7 @@ def doctor_command() -> None:
         except Exception as error:  # whatever is wrong with an installation is the answer
             ok = False
             tell("[bold red]no[/] ", what, str(error))
-    for probe in probe_gpu():
+    for probe in probe_gpu(thorough=True):
         tell("[green]yes[/]" if probe.ok else "[yellow]no[/] ", f"GPU, {probe.what}", probe.detail)
     if not ok:
         raise RunError("the CPU versions cannot run: python -m pip install -e . installs what they need")

@@ -8,7 +8,6 @@ it is not.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +125,19 @@ def nvml_gpu() -> Iterator[tuple[Any, Any]]:
 # Probes -------------------------------------------------------------------------------------------------------------
 
 
-def probe_gpu() -> list[Probe]:
+def probe_gpu(*, thorough: bool = False) -> list[Probe]:
     """Try everything that the GPU versions need, in order, up to the first failure.
 
-    A child process creates the CUDA contexts, so that they do not hold device memory during a measurement.
+    ``thorough`` also compares the versions of CUDA and runs a kernel and a product, each even if another fails. A child
+    process creates the CUDA contexts, so that they do not hold device memory during a measurement.
     """
     if in_simulator():
         return [Probe("real device", False, "NUMBA_ENABLE_CUDASIM is set: Numba's simulator is not a GPU")]
-    driver = _attempt("NVIDIA driver", _driver, "a machine with an NVIDIA GPU and its driver is needed")
+    driver = attempt("NVIDIA driver", _driver, "a machine with an NVIDIA GPU and its driver is needed")
     if not driver.ok:
         return [driver]
-    command = [sys.executable, "-c", "import bench.machine.devices as d; d.print_probes()"]
+    program = f"import bench.machine.gpu_probes as probes; probes.print_probes(thorough={thorough})"
+    command = [sys.executable, "-c", program]
     try:
         done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300, check=True)
         return [driver, *(Probe(*found) for found in json.loads(done.stdout.splitlines()[-1]))]
@@ -144,45 +145,15 @@ def probe_gpu() -> list[Probe]:
         return [driver, Probe("CUDA libraries", False, f"trying them failed: {type(error).__name__}")]
 
 
-def print_probes() -> None:
-    """Try the CUDA libraries in this process and print the results as JSON, for ``probe_gpu``."""
-    probes = []
-    for what, action in (("numba-cuda", _numba_cuda), ("CuPy", _cupy), ("cuBLAS through CuPy", _cublas)):
-        probes.append(_attempt(what, action, GPU_INSTALL_HINT))
-        if not probes[-1].ok:
-            break
-    print(json.dumps([astuple(probe) for probe in probes]))
-
-
-def _attempt(what: str, action: Callable[[], str], hint: str) -> Probe:
+def attempt(what: str, action: Callable[[], str], hint: str) -> Probe:
+    """Call ``action`` for the detail; if it fails, the detail is its error, with ``hint`` unless a result is wrong."""
     try:
         return Probe(what, True, action())
     except Exception as error:  # a driver or a library can fail to load in many ways
         first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-        return Probe(what, False, f"{first_line}; {hint}")
+        return Probe(what, False, first_line if isinstance(error, ArithmeticError) else f"{first_line}; {hint}")
 
 
 def _driver() -> str:
     with nvml_gpu() as (nvml, gpu):
         return nvml.nvmlDeviceGetName(gpu)
-
-
-def _numba_cuda() -> str:
-    version = importlib.metadata.version("numba-cuda")
-    from numba import cuda
-
-    cuda.current_context()
-    return version
-
-
-def _cupy() -> str:
-    import cupy
-
-    cupy.zeros(1).sum().item()
-    return cupy.__version__
-
-
-def _cublas() -> str:
-    from cupy.cuda import cublas
-
-    return f"version {cublas.getVersion(cublas.create())}"
