@@ -1,7 +1,8 @@
 """How GPU kernels are declared and how they index: what a kernel file needs besides Numba.
 
 Each kernel states its number of registers. On a real GPU the compiler may not exceed it, and the compile check fails
-when a kernel needs more or spills to stay within it.
+when a kernel needs more or spills to stay within it. A kernel whose time is arithmetic also states the least share of
+multiply-adds (FFMA) among the instructions of its hot loop.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,27 @@ INDEX_BITS = 0xFFFF
 ALIGNMENT = None if in_simulator() else 16
 
 
-def gpu_kernel(*, registers: int) -> Callable[[Callable], Any]:
-    """Declare a kernel that needs at most ``registers`` 32-bit registers a thread."""
+def gpu_kernel(*, registers: int, ffma: float | None = None) -> Callable[[Callable], Any]:
+    """Declare a kernel that needs at most ``registers`` 32-bit registers a thread.
+
+    ``ffma`` is the least share of FFMA in its hot loop, between 0 and 1; None if its time is not arithmetic.
+    """
     if in_simulator():
-        return cuda.jit  # it has no registers
-    return cuda.jit(max_registers=registers)
+        return cuda.jit  # it has no registers and no machine code
+
+    def declare(function: Callable) -> Any:
+        kernel = cuda.jit(max_registers=registers)(function)
+        kernel.least_ffma = ffma  # not among the options: those all go to the compiler
+        return kernel
+
+    return declare
 
 
 def stated_registers(kernel: Any) -> int | None:
     """The number of registers that a kernel was declared with; None if it states none."""
     return kernel.targetoptions.get("max_registers")
+
+
+def stated_ffma(kernel: Any) -> float | None:
+    """The least FFMA share that a kernel was declared with, None if it states none; a pickled copy has lost it."""
+    return getattr(kernel, "least_ffma", None)

@@ -55,6 +55,8 @@ class KernelUse:
     operations: list[tuple[str, Operation]]
     threads: list[int]
     blocks: list[int]
+    stated_ffma: float | None
+    """Kept here because a kernel loses it on its way to another process."""
 
 
 class RecordingRuntime:
@@ -141,6 +143,7 @@ def recorded_launches(info: BackendInfo) -> list[Launch]:
 def kernel_uses(infos: Iterable[BackendInfo]) -> list[KernelUse]:
     """The kernels of these versions in the order of their first launch, one entry for each set of argument types."""
     from common import gpu_kernels
+    from common.gpu_jit import stated_ffma
 
     names = kernels_of(gpu_kernels)
     grouped: dict[tuple, list[Launch]] = {}
@@ -158,6 +161,7 @@ def kernel_uses(infos: Iterable[BackendInfo]) -> list[KernelUse]:
             operations=list(dict.fromkeys((launch.stage, launch.operation) for launch in launches)),
             threads=sorted({prod(launch.block) for launch in launches}),
             blocks=sorted({prod(launch.grid) for launch in launches}),
+            stated_ffma=stated_ffma(kernel),
         )
         for (kernel, types), launches in grouped.items()
     ]

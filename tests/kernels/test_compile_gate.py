@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform"
 )
 
-TARGET = (9, 0)
+TARGET = (9, 0, "a")
 VECTOR = numba.typeof(np.empty(1, np.float32))
 GOOD = KernelResources(32, 32, 48 * 1024, 0, 0, False, None, [1.0])
 
@@ -63,7 +63,7 @@ def test_double_precision_is_a_fault():
 
     compiled = compiler.compile_kernel(careless_kernel, (VECTOR,), TARGET)
     assert compiled.uses_float64
-    assert "careless_kernel on sm_90 computes in double precision" in rule_faults("careless_kernel", TARGET, compiled)
+    assert "careless_kernel on sm_90a computes in double precision" in rule_faults("careless_kernel", TARGET, compiled)
 
 
 def test_a_stack_frame_is_a_fault():
@@ -142,5 +142,5 @@ BROKEN = {
 def test_each_broken_rule_is_a_fault(change, message):
     assert rule_faults("good_kernel", TARGET, GOOD) == []
     (fault,) = rule_faults("good_kernel", TARGET, replace(GOOD, **change))
-    assert fault.startswith("good_kernel on sm_90 ")
+    assert fault.startswith("good_kernel on sm_90a ")
     assert message in fault
