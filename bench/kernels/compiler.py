@@ -28,7 +28,7 @@ from bench.kernels.sass import machine_code
 from bench.kernels.targets import LINKED, TARGETS, Target, occupancy, target_name
 from bench.machine.environment import describe_environment
 from bench.records.documents import start_time
-from bench.records.kernels import KernelResources, KernelRow, KernelsRecord, KernelsSettings
+from bench.records.kernels import KernelResources, KernelRow, KernelsRecord, KernelsSettings, MachineCode
 from bench.views.kernel_tables import condensed
 from bench.views.words import fine_percent
 from common.device import in_simulator, usable_cores
@@ -84,19 +84,31 @@ def compile_record(
 def compile_uses(
     uses: list[KernelUse], targets: Sequence[Target]
 ) -> Iterator[tuple[KernelUse, Target, KernelResources | CompileError]]:
-    """Compile each use for each target, and yield each result, in order, as soon as it is there.
+    """Compile each use for each target, and yield each result, in order, as soon as it is there."""
+    jobs = [(use, target) for use in uses for target in targets]
+    for job, answer in zip(jobs, _in_processes(_attempt, jobs), strict=True):
+        yield *job, answer
+
+
+def machine_codes(uses: list[KernelUse]) -> list[MachineCode]:
+    """The machine code of each use, linked for ``LINKED``; CompileError if one does not compile.
+
+    The caller has made sure that there is a disassembler.
+    """
+    return list(_in_processes(_linked_code, [(use,) for use in uses]))
+
+
+def _in_processes(function: Callable[..., Any], jobs: Sequence[tuple]) -> Iterator[Any]:
+    """Call ``function`` with each job, and yield its answers in order.
 
     A compilation takes about a second, and Numba compiles one kernel at a time. The work is therefore shared between
     processes, one per core.
     """
-    jobs = [(use, target) for use in uses for target in targets]
     context = multiprocessing.get_context("spawn")
     ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is left to this process
     pool = ProcessPoolExecutor(usable_cores(), context, initializer=signal.signal, initargs=ignore_interrupts)
     try:
-        answers = pool.map(_attempt, *zip(*jobs, strict=True))
-        for (use, target), answer in zip(jobs, answers, strict=True):
-            yield use, target, answer
+        yield from pool.map(function, *zip(*jobs, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -108,6 +120,16 @@ def _attempt(use: KernelUse, target: Target) -> KernelResources | CompileError:
         )
     except CompileError as error:
         return error
+
+
+def _linked_code(use: KernelUse) -> MachineCode:
+    from common.gpu_jit import stated_registers
+
+    try:
+        cubin, _ = link(use.kernel.py_func, use.types, LINKED, stated_registers(use.kernel))
+        return machine_code(disassemble(cubin, disassembler() or ""))
+    except Exception as error:  # see compile_kernel
+        raise CompileError(f"{use.name} does not compile for {target_name(LINKED)}: {error}") from error
 
 
 def compile_kernel(
@@ -198,12 +220,13 @@ def check_compilers() -> None:
     """Check that kernels can be compiled here; UsageError says what to install."""
     if in_simulator():
         raise UsageError("NUMBA_ENABLE_CUDASIM is set: the simulator compiles no kernels")
-    from numba import cuda
 
     def probe_kernel(x):
         x[0] = 1
 
     try:
+        from numba import cuda
+
         cuda.compile(probe_kernel, (numba.int32[::1],), device=False, cc=TARGETS[0], abi="numba", output="ptx")
         ptxas_path()
         link(probe_kernel, (numba.int32[::1],), LINKED, None)

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.kernels.targets import Target, target_name
+from common.errors import UsageError
 
-DISASSEMBLER_HINT = "for the machine code: python -m pip install nvidia-cuda-nvdisasm"
+DISASSEMBLER_HINT = "the machine code cannot be read, nvdisasm is missing: python -m pip install nvidia-cuda-nvdisasm"
 
 
 def link(function: Callable, types: tuple, target: Target, registers: int | None) -> tuple[bytes, str]:
@@ -46,6 +47,12 @@ def disassembler() -> str | None:
     from cuda import pathfinder
 
     return pathfinder.find_nvidia_binary_utility("nvdisasm")
+
+
+def check_disassembler() -> None:
+    """Check that machine code can be listed here; UsageError says what to install."""
+    if disassembler() is None:
+        raise UsageError(DISASSEMBLER_HINT)
 
 
 def disassemble(cubin: bytes, program: str) -> str:
