@@ -22,6 +22,7 @@ OLD_SCHEMAS = ("convbench-kernels/2", "convbench-kernels/1")
 OLD_NAMES = {"max-pool": "maxpool", "max-pool backward": "maxpool_backward", "SGD": "sgd"}
 """Operations that the first schema spelled in another way; the others had spaces instead of underscores."""
 
+MemoryName = Annotated[str, Field(pattern=r"^(LD|ST)[A-Z]?\.(8|16|32|64|128)$")]
 StageName = Annotated[str, Field(pattern=f"^(conv[0-9]{{1,3}}|{WHOLE_STEP})$")]
 
 
@@ -47,7 +48,7 @@ class CodeCounts:
     instructions: Count = 0
     ffma: Count = 0
     """Multiply-adds in float32; a packed instruction has two."""
-    memory: dict[str, Count] = field(default_factory=dict)
+    memory: dict[MemoryName, Count] = field(default_factory=dict)
     """Loads and stores by name and bits a thread: ``LDG.128`` global loads, ``STS.32`` stores to shared memory."""
     loads_together: Count = 0
     """The most global loads on their way when the code first needs the value of one of them."""
