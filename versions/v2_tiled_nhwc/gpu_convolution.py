@@ -30,7 +30,7 @@ def make_conv2d_kernel(tile, flipped):
     WEIGHTS = 9 * (CHUNK if flipped else FILTERS)
     INPUT_FLOATS, WEIGHT_FLOATS, TOTALS = CHUNK * PLANE, CHUNK * 9 * BANK, PIXELS * OUTPUTS
 
-    @gpu_kernel(registers=tile.registers)
+    @gpu_kernel(registers=tile.registers, ffma=0.65)
     def conv2d_kernel(x, w, b, y, H, W, C, K, has_bias, relu):
         # x (N,H,W,C)  w (K,R,S,C), flipped (C,R,S,K)  b (K,)  y (N,H,W,K), all flat
         # grid (tiles of N,H,W; tiles of K)  block (runs of pixels, groups of filters), filters fastest
@@ -148,7 +148,7 @@ def make_few_outputs_kernel(tile, flipped):
     RUN_FLOATS = TOTALS | 1  # odd, so that neighbouring runs begin in different banks
     SUM_FLOATS = SLICES * TILE_RUNS * RUN_FLOATS
 
-    @gpu_kernel(registers=tile.registers)
+    @gpu_kernel(registers=tile.registers, ffma=0.65)
     def conv2d_few_outputs_kernel(x, w, b, y, H, W, C, K, has_bias, relu):
         # x (N,H,W,C)  w (K,R,S,C), flipped (C,R,S,K)  b (K,)  y (N,H,W,K), all flat
         # grid (tiles of N,H,W; tiles of K)  block (channel slices, runs of pixels), pixels fastest

@@ -25,7 +25,7 @@ def make_filter_kernel(tile):
     GRADIENT_FLOATS, INPUT_FLOATS = TILE_PIXELS * FILTERS, HALO * CHANNELS
     TOTALS, WINDOW_FLOATS = 9 * OUTPUTS, 3 * WINDOW
 
-    @gpu_kernel(registers=tile.registers)
+    @gpu_kernel(registers=tile.registers, ffma=0.45)
     def conv2d_backward_filter_kernel(x, dy, partials, N, H, W, C, K):
         # x (N,H,W,C)  dy (N,H,W,K)  partials (shares,K,R,S,C), all flat
         # grid (tiles of C, tiles of K, shares of the pixel tiles)  block (groups of filters, channels)
@@ -125,7 +125,7 @@ def make_few_channels_filter_kernel(tile, few_inputs):
     FEW_FLOATS = HALO * FEW
     VALUES, TOTALS = PIXELS * OWN, OWN * 9 * FEW
 
-    @gpu_kernel(registers=tile.registers)
+    @gpu_kernel(registers=tile.registers, ffma=0.45)
     def conv2d_backward_filter_few_channels_kernel(few, many, partials, N, H, W, B, A):
         # few (N,H,W,B)  many (N,H,W,A)  partials (shares,K,R,S,C), all flat; x is the few and dy the many, or reversed
         # grid (tiles of B, tiles of A, shares of the pixel tiles)  block (channels of the many)

@@ -27,7 +27,7 @@ def make_conv2d_kernel(strip, flipped):
     STEP = AT_ONCE * THREADS
     TOTALS = ROWS * FILTERS
 
-    @gpu_kernel(registers=strip.registers)
+    @gpu_kernel(registers=strip.registers, ffma=0.25)
     def conv2d_kernel(x, w, b, y, N, H, W, C, K, has_bias, relu):
         # x (N,C,H,W)  w (K,C,R,S), flipped (C,K,R,S)  b (K,)  y (N,K,H,W), all flat
         # grid (blocks of strips; groups of K)  block (strips: columns fastest, then groups of rows, then pictures)
@@ -121,7 +121,7 @@ def make_filter_kernel(strip):
     BLOCK_OUTPUTS = WARPS * TOTALS
     ROUNDS = -(-BLOCK_OUTPUTS // THREADS)
 
-    @gpu_kernel(registers=strip.registers)
+    @gpu_kernel(registers=strip.registers, ffma=0.25)
     def conv2d_backward_filter_kernel(x, dy, partials, N, H, W, C, K):
         # x (N,C,H,W)  dy (N,K,H,W)  partials (shares,K,C,R,S), all flat
         # grid (groups of C, groups of K, shares of the columns)  block (lanes: columns, warps: channels)
