@@ -6,14 +6,17 @@ with the code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.architecture import Architecture, Stage
 from common.backend import Layout
-from common.operations import WHOLE_STEP, Operation, float_bytes, step_work
+from common.network import flat_offsets, parameter_shapes
+from common.operations import FORWARD_PASS, WHOLE_STEP, Operation, float_bytes, step_work
 
 SUM_ROWS = 8  # threads that work side by side on a value where a sum has more shares than that
-MOST_LOSS_BLOCKS = 256  # blocks that share the sum of the loss on a GPU
+LOSS_THREADS = 256  # of each block that sums the loss on a GPU
+MOST_LOSS_BLOCKS = 256  # of these blocks
 
 # The bounds are for a card like the H100 and H200: float32 outside tensor cores, and memory bandwidth.
 CEILING_FLOP_PER_S = 67e12
@@ -102,25 +105,35 @@ ELEMENTWISE_KERNELS = {
 }
 
 
-def elementwise_work(architecture: Architecture, batch_size: int, layout: Layout, parameters: int) -> list[KernelWork]:
-    """The kernels that all versions share, for a training step; SGD updates a buffer of ``parameters`` floats."""
+def elementwise_work(
+    architecture: Architecture, batch_size: int, layout: Layout, stated: Sequence[KernelWork]
+) -> list[KernelWork]:
+    """The kernels that all versions share, for a training step.
+
+    Where ``stated``, a version's own kernels, has the forward pass of a stage as a whole, pooling and upsampling are
+    part of it.
+    """
+    fused = {
+        (work.stage, part) for work in stated if work.operation is Operation.STAGE_FORWARD for part in FORWARD_PASS
+    }
     kernels = {Operation.GATHER: f"gather_kernel[{layout}]", **ELEMENTWISE_KERNELS}
     picture = batch_size * architecture.values_per_image
-    partials = min(-(-picture // 256), MOST_LOSS_BLOCKS)
+    blocks = min(-(-picture // LOSS_THREADS), MOST_LOSS_BLOCKS)
+    _, parameters = flat_offsets(parameter_shapes(architecture, layout))
 
-    def moved(stage: str, operation: Operation, kernel: str, flops: int, least: int) -> KernelWork:
+    def moved(stage: str, operation: Operation, kernel: str, flops: int, least: int, **turns: float) -> KernelWork:
         # These kernels read and write every value once, so that the threads ask for no more than the least.
-        return KernelWork(stage, operation, kernel, flops, least, least)
+        return KernelWork(stage, operation, kernel, flops, least, least, **turns)
 
     work = [
         moved(part.stage, part.operation, kernels[part.operation], part.flops, part.least_bytes)
         for part in step_work(architecture, batch_size)
-        if part.operation in kernels
+        if part.operation in kernels and (part.stage, part.operation) not in fused
     ]
-    partial_bytes = float_bytes((3, picture), (partials,))
+    first = {"flops": 4 * picture, "least": float_bytes((3, picture), (blocks,))}
     return [
         *work,
-        moved(WHOLE_STEP, Operation.LOSS, "mse_partial_kernel", 4 * picture, partial_bytes),
-        moved(WHOLE_STEP, Operation.LOSS, "mse_final_kernel", partials, float_bytes((partials + 1,))),
+        moved(WHOLE_STEP, Operation.LOSS, "mse_partial_kernel", **first, fmas=picture / blocks / LOSS_THREADS),
+        moved(WHOLE_STEP, Operation.LOSS, "mse_final_kernel", blocks, float_bytes((blocks + 1,)), loads=1),
         moved(WHOLE_STEP, Operation.SGD, "sgd_kernel", 2 * parameters, float_bytes((3, parameters))),
     ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from common.architecture import Architecture
 from common.backend import Backend, Device, Layout, Precision
 from common.errors import UsageError
-from common.work import KernelWork
+from common.work import KernelWork, elementwise_work
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class BackendInfo:
         """FLOPs and bytes of every convolution kernel on the GPU; None if the version does not state them."""
         stated = getattr(importlib.import_module(self.package), "gpu_work", None)
         return stated and stated(architecture, batch_size)
+
+    def shared_gpu_work(self, architecture: Architecture, batch_size: int) -> list[KernelWork]:
+        """FLOPs and bytes of the other kernels of a training step on the GPU, which the versions share."""
+        return elementwise_work(architecture, batch_size, self.layout, self.gpu_work(architecture, batch_size) or ())
 
     def effective_precision(self, device: Device, precision: Precision) -> Precision:
         """The arithmetic that this version really uses when ``precision`` is requested."""

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from bench.commands.console import show
 from bench.commands.options import Threads, check_choice, check_threads
+from bench.kernels.cards import Card, find_card
 from bench.machine.devices import DEVICES
 from bench.views import network_tables
 from common.architecture import autoencoder
-from common.errors import check_number
-from versions.registry import find
+from common.errors import UsageError, check_number
+from versions.registry import BackendInfo, find
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,22 @@ class DescribeOptions:
     device: Annotated[str, typer.Option(help="cpu or gpu; it need not be here.", metavar="DEVICE")] = "cpu"
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64
     threads: Threads = None
+    card: Annotated[str, typer.Option(help="For predicted times: T4, A100, H100 or H200.", metavar="CARD")] = "H200"
 
 
 def describe_command(options: DescribeOptions) -> None:
     """Print the network: shapes, parameters, FLOPs, receptive fields; a version's memory and, on a GPU, its kernels.
+
+    With ``--device gpu`` it also predicts each kernel's time on one card from its machine code. This needs no GPU.
 
     \b
     Examples:
       convbench describe                                 the network; V1's memory
       convbench describe --backend v4 --batch-size 256   V4's, larger batches
       convbench describe --backend v2 --device gpu       and V2's GPU kernels
+      convbench describe --device gpu --card A100        predicted for another card
     """
+    card = find_card(options.card)
     info = find(options.backend)
     device = check_choice("device", options.device, DEVICES)
     check_number("batch size", options.batch_size, 1)
@@ -51,3 +57,18 @@ def describe_command(options: DescribeOptions) -> None:
             print(f"{info.label} does not state the work of its kernels.")
         else:
             show(work)
+            _predict(info, options.batch_size, card)
+
+
+def _predict(info: BackendInfo, batch_size: int, card: Card) -> None:
+    """Print the predicted times, or the line that says what is missing for them."""
+    from bench.kernels import compiler, linker, predict
+
+    try:
+        compiler.check_compilers()
+        linker.check_disassembler()
+        step = predict.predict_version(info, batch_size, card)
+    except (UsageError, compiler.CompileError, MemoryError) as error:
+        print(f"no predicted times: {' '.join(str(error).split())}")
+        return
+    show(network_tables.prediction_table(step, info, batch_size))

@@ -22,22 +22,24 @@ class KernelsOptions:
     """The options of ``convbench kernels``."""
 
     backend: Backends = None
-    target: Annotated[str, typer.Option(help="sm_75, sm_80, sm_90, sm_100 or all.", metavar="TARGET")] = "all"
+    target: Annotated[str, typer.Option(help="sm_75, sm_80, sm_90a, sm_100 or all.", metavar="TARGET")] = "all"
     out: Annotated[Path | None, typer.Option(help="Folder for runs/: also write a file.")] = None
 
 
 def kernels_command(options: KernelsOptions) -> None:
-    """Compile every GPU kernel without a GPU: registers, spills, occupancy and inner loop of each.
+    """Compile every GPU kernel without a GPU: registers, spills, occupancy and loops of each.
+
+    For sm_90a each kernel is linked as a launch on an H100 or H200 does it, and its machine code is read.
 
     Exit code 1 if a kernel breaks a rule, is refused by a compiler, or is never launched.
 
     \b
     Examples:
       convbench kernels                                all versions and targets
-      convbench kernels --backend v2 --target sm_90    V2 for one target
+      convbench kernels --backend v2 --target sm_90a   V2 for one target
       convbench kernels --out results                  also a file in results/runs
     """
-    from bench.kernels import compiler, launches
+    from bench.kernels import compiler, launches, linker
     from bench.kernels.targets import find_targets, target_name
 
     infos = find_backends(options.backend)
@@ -58,6 +60,8 @@ def kernels_command(options: KernelsOptions) -> None:
         record = compiler.compile_record(uses, targets, faults, ["convbench", *sys.argv[1:]], report)
     for table in kernel_tables(record):
         show(table)
+    if linker.disassembler() is None:
+        print(linker.DISASSEMBLER_HINT, file=sys.stderr)
     if runs:
         print(f"results: {write_kernels(record, runs)}")
     for fault in record.faults:

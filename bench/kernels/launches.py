@@ -45,6 +45,28 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A matrix product of cuBLAS, (m, k) times (k, n), for each of a batch; and the operation that asked for it."""
+
+    stage: str
+    operation: Operation
+    m: int
+    n: int
+    k: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of one launch, in blocks and threads a block, and the operation that asked for it."""
+
+    stage: str
+    operation: Operation
+    blocks: int
+    threads: int
+
+
+@dataclass(frozen=True)
 class KernelUse:
     """A kernel with the types of its arguments, and everything that launches it; see ``KernelRow`` for the fields."""
 
@@ -52,13 +74,28 @@ class KernelUse:
     types: tuple
     name: str
     versions: list[str]
-    operations: list[tuple[str, Operation]]
-    threads: list[int]
-    blocks: list[int]
+    shapes: list[Shape]
+    stated_ffma: float | None
+    """Kept here because a kernel loses it on its way to another process."""
+
+    @property
+    def operations(self) -> list[tuple[str, Operation]]:
+        """The stages and operations that launch it, each once, in the order of the step."""
+        return list(dict.fromkeys((shape.stage, shape.operation) for shape in self.shapes))
+
+    @property
+    def threads(self) -> list[int]:
+        """Its block sizes."""
+        return sorted({shape.threads for shape in self.shapes})
+
+    @property
+    def blocks(self) -> list[int]:
+        """Its grid sizes."""
+        return sorted({shape.blocks for shape in self.shapes})
 
 
 class RecordingRuntime:
-    """Replaces the GPU: returns host memory that nothing writes to, and records launches."""
+    """Replaces the GPU: returns host memory that nothing writes to, and records launches and products."""
 
     threads_per_block = 256
 
@@ -66,6 +103,7 @@ class RecordingRuntime:
         """Start with no launches."""
         self.version = version
         self.launches: list[Launch] = []
+        self.products: list[Product] = []
         self.doing: list[tuple[str, Operation]] = []  # stages and operations under way, the innermost last
 
     def empty(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -73,9 +111,18 @@ class RecordingRuntime:
         return np.empty(shape, dtype)
 
     def ignore(self, *arguments: Any, **options: Any) -> None:
-        """Do nothing: values do not matter here, and cuBLAS is compiled already."""
+        """Do nothing: values do not matter here."""
 
-    write = gemm = gemv = synchronize = ignore
+    write = synchronize = ignore
+
+    def gemm(self, m: int, n: int, k: int, *operands: Any, batch: int = 1, **options: Any) -> None:
+        """Record a product; cuBLAS is compiled already."""
+        if self.doing:
+            self.products.append(Product(*self.doing[-1], m, n, k, batch))
+
+    def gemv(self, m: int, n: int, *operands: Any) -> None:
+        """Record a product with a vector."""
+        self.gemm(m, 1, n)
 
     def bind(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Callable[..., None]:
         """Return a launcher that records the kernel and its types; it raises RuntimeError outside every operation."""
@@ -120,7 +167,12 @@ def gpu_modules(info: BackendInfo) -> list[ModuleType]:
 
 
 def recorded_launches(info: BackendInfo) -> list[Launch]:
-    """The launches of one training step of a version, in order, then those of the first stage's backward data.
+    """The launches of ``recorded_step``, in order."""
+    return recorded_step(info).launches
+
+
+def recorded_step(info: BackendInfo, batch_size: int = BATCH_SIZE) -> RecordingRuntime:
+    """The launches and products of one training step of a version, then those of the first stage's backward data.
 
     Training never needs the gradient to the picture, but the kernels must be able to compute it.
     """
@@ -128,36 +180,38 @@ def recorded_launches(info: BackendInfo) -> list[Launch]:
     runtime = RecordingRuntime(info.name)
     backend = gpu_module(info).make_backend(runtime=runtime)
     runtime.watch(backend)
-    network = Network(backend, architecture, BATCH_SIZE, initial_parameters(architecture, 0))
-    images = backend.empty((BATCH_SIZE, *architecture.input_shape), np.uint8)
-    order, losses = backend.empty((BATCH_SIZE,), np.int32), backend.empty((1,))
-    network.step(images, order, 0, BATCH_SIZE, 0.001, losses, 0)
-    first, views = architecture.stages[0], network.views(BATCH_SIZE)
+    network = Network(backend, architecture, batch_size, initial_parameters(architecture, 0))
+    images = backend.empty((batch_size, *architecture.input_shape), np.uint8)
+    order, losses = backend.empty((batch_size,), np.int32), backend.empty((1,))
+    network.step(images, order, 0, batch_size, 0.001, losses, 0)
+    first, views = architecture.stages[0], network.views(batch_size)
     runtime.doing.append((first.name, Operation.BACKWARD_DATA))
     backend.conv2d_backward_data(views.convolved[0], network.parameters[f"{first.name}.weight"], views.picture)
-    return runtime.launches
+    return runtime
 
 
-def kernel_uses(infos: Iterable[BackendInfo]) -> list[KernelUse]:
+def kernel_uses(infos: Iterable[BackendInfo], batch_size: int = BATCH_SIZE) -> list[KernelUse]:
     """The kernels of these versions in the order of their first launch, one entry for each set of argument types."""
     from common import gpu_kernels
+    from common.gpu_jit import kernel_label, stated_ffma
 
     names = kernels_of(gpu_kernels)
     grouped: dict[tuple, list[Launch]] = {}
     for info in infos:
         for module in reversed(gpu_modules(info)):  # where two hold a kernel, the name in ``gpu`` counts
             names.update(kernels_of(module))
-        for launch in recorded_launches(info):
+        for launch in recorded_step(info, batch_size).launches:
             grouped.setdefault((launch.kernel, launch.types), []).append(launch)
     return [
         KernelUse(
             kernel=kernel,
             types=types,
-            name=names.get(kernel, kernel.py_func.__name__),
+            name=names.get(kernel, kernel_label(kernel)),
             versions=list(dict.fromkeys(launch.version for launch in launches)),
-            operations=list(dict.fromkeys((launch.stage, launch.operation) for launch in launches)),
-            threads=sorted({prod(launch.block) for launch in launches}),
-            blocks=sorted({prod(launch.grid) for launch in launches}),
+            shapes=[
+                Shape(launch.stage, launch.operation, prod(launch.grid), prod(launch.block)) for launch in launches
+            ],
+            stated_ffma=stated_ffma(kernel),
         )
         for (kernel, types), launches in grouped.items()
     ]

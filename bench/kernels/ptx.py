@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from bench.kernels.flow import loop_nest
 from bench.records.kernels import LoopCounts
 
 FUNCTION = re.compile(r"^\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)  # a call's own braces are indented
@@ -24,11 +25,12 @@ def inner_loop(ptx: str) -> LoopCounts | None:
     innermost, outer = [], []
     for body in FUNCTION.findall(ptx):
         blocks, successors = _flow_graph(body)
-        loops = _loops(successors)
-        for header, members in loops.items():
-            inside = set().union(*(loops[other] for other in members & loops.keys() - {header}))
-            counts = (_count(line) for number in members - inside for line in blocks[number])
-            (outer if inside else innermost).append(sum(counts, LoopCounts()))
+        waiting = list(loop_nest(successors))
+        while waiting:
+            loop = waiting.pop()
+            waiting += loop.inner
+            counts = (_count(line) for number in loop.own for line in blocks[number])
+            (outer if loop.inner else innermost).append(sum(counts, LoopCounts()))
     for candidates in (innermost, outer):
         best = max(candidates, key=lambda counts: counts.fma, default=LoopCounts())
         if best.fma:
@@ -59,35 +61,6 @@ def _flow_graph(body: str) -> tuple[list[list[str]], list[list[int]]]:
             following.append(number)
         successors.append(following)
     return blocks, successors
-
-
-def _loops(successors: list[list[int]]) -> dict[int, set[int]]:
-    """The blocks of each natural loop, by the block at its entry, its header.
-
-    An edge closes a loop if every path from the start to its source passes its target. The loop has all blocks that
-    reach the source without passing the header. See Aho, Lam, Sethi and Ullman, "Compilers", 2006, section 9.6.
-    """
-    predecessors: list[list[int]] = [[] for _ in successors]
-    edges = [(source, target) for source, targets in enumerate(successors) for target in targets]
-    for source, target in edges:
-        predecessors[target].append(source)
-    loops: dict[int, set[int]] = {}
-    for source, header in edges:
-        if source not in _reached(0, successors, header):
-            loops.setdefault(header, {header}).update(_reached(source, predecessors, header))
-    return loops
-
-
-def _reached(start: int, neighbours: list[list[int]], avoided: int) -> set[int]:
-    """The blocks on all paths from ``start`` that avoid one block."""
-    reached: set[int] = set()
-    waiting = [start]
-    while waiting:
-        number = waiting.pop()
-        if number != avoided and number not in reached:
-            reached.add(number)
-            waiting += neighbours[number]
-    return reached
 
 
 def _count(line: str) -> LoopCounts:

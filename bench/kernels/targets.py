@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 
-Target = tuple[int, int]  # compute capability
+Target = tuple[int, int] | tuple[int, int, str]
+"""Compute capability; the letter stands for instructions of this one architecture."""
+LINKED: Target = (9, 0, "a")
+"""The target that is linked as for a real run: Numba takes it on an H100 and an H200."""
 
 REGISTERS = 65_536  # of a multiprocessor, on all targets
 REGISTER_UNIT = 256  # a warp gets its registers in units of this size
@@ -29,15 +32,15 @@ class Multiprocessor:
 MULTIPROCESSORS: dict[Target, Multiprocessor] = {
     (7, 5): Multiprocessor(32, 16, 64 * 1024, 0, 256),
     (8, 0): Multiprocessor(64, 32, 164 * 1024, 1024, 128),
-    (9, 0): Multiprocessor(64, 32, 228 * 1024, 1024, 128),
+    LINKED: Multiprocessor(64, 32, 228 * 1024, 1024, 128),
     (10, 0): Multiprocessor(64, 32, 228 * 1024, 1024, 128),
 }
 TARGETS: tuple[Target, ...] = tuple(MULTIPROCESSORS)
 
 
 def target_name(target: Target) -> str:
-    """``sm_90`` for (9, 0)."""
-    return f"sm_{target[0]}{target[1]}"
+    """``sm_80`` for (8, 0), ``sm_90a`` for (9, 0, "a")."""
+    return f"sm_{''.join(map(str, target))}"
 
 
 def find_targets(name: str) -> tuple[Target, ...]:

@@ -20,7 +20,7 @@ from common.device import usable_cores
 CODE = ("bench", "common", "versions", "pyproject.toml")
 LIBRARIES = (
     "numpy", "numba", "scipy", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x",
-    "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc", "torch",
+    "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc", "nvidia-nvjitlink-cu12", "nvidia-nvjitlink", "torch",
 )  # fmt: skip
 
 

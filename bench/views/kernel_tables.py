@@ -1,27 +1,30 @@
-"""The tables of a kernels file: registers, memory, occupancy and inner loop of every kernel, and what launches it."""
+"""The tables of a kernels file: registers, memory, occupancy and loops of every kernel, and what launches it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import groupby
 
-from bench.records.kernels import KernelResources, KernelRow, KernelsRecord, LoopCounts
+from bench.records.kernels import CodeCounts, KernelResources, KernelRow, KernelsRecord, LoopCounts, MachineCode
 from bench.views.table import NOTHING, Cell, Group, Row, Table, columns, row
-from bench.views.words import kernel_name, span
+from bench.views.words import kernel_name, percent, span
 from common.operations import WHOLE_STEP, Operation
 from versions.registry import REGISTRY
 
-MAIN_TARGET = "sm_90"
-"""The target that is shown in full, where there are several."""
+MAIN_TARGETS = ("sm_90a", "sm_90")
+"""The target that is shown in full, where there are several: the first of these."""
 NAME_WIDTH = 25  # characters of a kernel's name on a terminal; the figures need the others of the 80
 LABELS = {info.name: info.label for info in REGISTRY}
 
 
 def kernel_tables(record: KernelsRecord) -> list[Table]:
-    """Resources and inner loops for one target; if there are several, registers for each. All fit 80 characters."""
+    """Resources and loops for one target; if there are several, registers for each. All fit 80 characters."""
     targets = record.config.targets
-    main = MAIN_TARGET if MAIN_TARGET in targets else targets[-1]
+    main = next((target for target in MAIN_TARGETS if target in targets), targets[-1])
     tables = [_resources_table(record, main), _loops_table(record, main)]
+    if any(line.target == main and line.resources and line.resources.machine for line in record.rows):
+        tables.append(_machine_table(record, main))
     return [*tables, _targets_table(record)] if len(targets) > 1 else tables
 
 
@@ -89,8 +92,9 @@ def _resources_row(line: KernelRow) -> Row:
 def _loops_table(record: KernelsRecord, target: str) -> Table:
     headers = ["shared\nbytes", "FMA", "shared\nloads", "global\nloads", "floats\nan FMA"]
     shown = columns("kernel", headers, NAME_WIDTH)
+    name_of = _namer(record)
     rows = (
-        (line, row(kernel_name(line.name), f"{line.resources.shared_bytes:,}", *_loop_cells(line.resources.loop)))
+        (line, row(name_of(line), f"{line.resources.shared_bytes:,}", *_loop_cells(line.resources.loop)))
         for line in record.rows
         if line.target == target and line.resources and (line.resources.loop or line.resources.shared_bytes)
     )
@@ -112,17 +116,57 @@ def _loop_cells(loop: LoopCounts | None) -> list[str]:
     ]
 
 
+def _machine_table(record: KernelsRecord, target: str) -> Table:
+    headers = ["FFMA\nof all", "share", "stated", "global\nloads", "shared\nloads", "stores", "loads\ntogether"]
+    shown = columns("kernel", headers, NAME_WIDTH)
+    name_of = _namer(record)
+    rows = (
+        (line, row(name_of(line), *_machine_cells(line.resources, line.resources.machine)))
+        for line in record.rows
+        if line.target == target and line.resources and line.resources.machine
+    )
+    notes = [
+        "FFMA: multiply-adds in the hot loop, the innermost loop with the most of them, and their share of its"
+        " instructions. Stated: the least share that the kernel declares. Loads and stores: 6x128 is six of 128 bits"
+        " a thread. Loads together: global loads on their way when a value is first needed, in each loop that has"
+        " any, or else in the straight code; 1 means that each load waits for its own store."
+    ]
+    return Table(f"Machine code, linked as for a launch on {target}", shown, _groups(rows), notes, tight=True)
+
+
+def _machine_cells(resources: KernelResources, machine: MachineCode) -> list[str | Cell]:
+    least, hot = resources.stated_ffma, machine.hot_loop
+    share = hot.ffma_share if hot else 0.0
+    low = least is not None and share < least
+    together = [f"{loop.loads_together}" for loop in machine.loops if loop.count("LDG")]
+    return [
+        f"{hot.ffma} of {hot.instructions}" if hot else NOTHING,
+        Cell(percent(share) if hot else NOTHING, tone="bad" if low else ""),
+        NOTHING if least is None else percent(least),
+        *(_widths(hot, *names) for names in (("LDG",), ("LDS",), ("STG", "STS"))),
+        ", ".join(together) or (f"{machine.straight.loads_together}" if machine.straight.count("LDG") else NOTHING),
+    ]
+
+
+def _widths(loop: CodeCounts | None, *names: str) -> str:
+    """Loads or stores by width, the widest first and each on a line: ``6x128``."""
+    counts: Counter[int] = Counter()
+    for key, number in loop.memory.items() if loop else ():
+        name, _, bits = key.partition(".")
+        counts[int(bits)] += number if name in names else 0
+    return "\n".join(f"{counts[bits]}x{bits}" for bits in sorted(+counts, reverse=True)) or NOTHING
+
+
 def _targets_table(record: KernelsRecord) -> Table:
     targets = record.config.targets
+    name_of = _namer(record)
     found: dict[tuple, dict[str, KernelRow]] = {}
     for line in record.rows:
         found.setdefault(_key(line), {})[line.target] = line
     kernels = []
     for by_target in found.values():
         first, *_ = by_target.values()
-        kernels.append(
-            (first, row(kernel_name(first.name), *(_target_cell(by_target.get(target)) for target in targets)))
-        )
+        kernels.append((first, row(name_of(first), *(_target_cell(by_target.get(target)) for target in targets))))
     return Table("Registers and occupancy for every target", columns("kernel", targets, NAME_WIDTH), _groups(kernels))
 
 
@@ -145,6 +189,18 @@ def _memory_fault(resources: KernelResources) -> str:
 
 def _occupancy(resources: KernelResources) -> str:
     return span([round(100 * share) for share in resources.occupancy], " %") if resources.occupancy else NOTHING
+
+
+def _namer(record: KernelsRecord) -> Callable[[KernelRow], Cell]:
+    """What names a row: the kernel and, where kernels of a version share the name, also what launches it."""
+    kernels = {_key(line): (line.name, *line.versions) for line in record.rows}
+    times = Counter(kernels.values())
+
+    def name_of(line: KernelRow) -> Cell:
+        shared = times[(line.name, *line.versions)] > 1
+        return Cell(kernel_name(line.name), below=condensed(line.operations) if shared else "")
+
+    return name_of
 
 
 def _key(line: KernelRow) -> tuple:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from bench.machine.devices import DeviceStatus
 from bench.records.layers import planned_buffers
+from bench.records.predictions import StepPrediction
 from bench.views.table import NOTHING, Cell, Column, Group, Row, Table, columns, row
 from bench.views.words import kernel_name, megabytes
 from common.architecture import Architecture, receptive_fields
 from common.backend import Device
-from common.network import flat_offsets, parameter_shapes
-from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, elementwise_work
+from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork
 from versions.registry import REGISTRY, BackendInfo
 
 DOCUMENT_FIELDS = "The network's design document differs: it gives 3, 6, 10, 14, 14, 14, 18, 18, 22 in this order."
@@ -92,8 +92,7 @@ def work_table(architecture: Architecture, batch_size: int, info: BackendInfo) -
     work = info.gpu_work(architecture, batch_size)
     if work is None:
         return None
-    _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
-    shared = elementwise_work(architecture, batch_size, info.layout, parameters)
+    shared = info.shared_gpu_work(architecture, batch_size)
     groups = [Group([_work_row(part) for part in parts]) for parts in (work, shared)]
     flops, least, bound_s = (
         sum(getattr(part, name) for part in work + shared) for name in ("flops", "least_bytes", "bound_s")
@@ -124,3 +123,23 @@ def _work_row(work: KernelWork) -> Row:
         work.bound_by,
         "" if per_fma is None else f"{per_fma:.3f}",
     )
+
+
+def prediction_table(step: StepPrediction, info: BackendInfo, batch_size: int) -> Table:
+    """The predicted time of every kernel of a training step on one card, what limits it, and the step's."""
+    rows = [
+        row(
+            Cell(f"{part.stage} {part.operation.words}", below=kernel_name(part.kernel)),
+            f"{part.launches}",
+            *(f"{seconds * 1e6:,.1f}" for seconds in (part.compute_s, part.bytes_s)),
+            f"{'≥ ' if part.at_least else ''}{part.time_s * 1e6:,.1f}",
+            part.limit,
+        )
+        for part in step.parts
+    ]
+    launches, total_s = sum(part.launches for part in step.parts), sum(part.time_s for part in step.parts)
+    least = "≥ " if any(part.at_least for part in step.parts) else ""
+    total = row("total", f"{launches}", "", "", f"{least}{total_s * 1e6:,.1f}", "", strong=True)
+    shown = columns("operation, kernel", ["launches", "compute\nµs", "memory\nµs", "predicted\nµs", "limit"])
+    caption = f"Predicted: {info.label}, {step.card}, batch {batch_size}"
+    return Table(caption, shown, [Group(rows), Group([total])], step.assumptions, tight=True)

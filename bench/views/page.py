@@ -53,7 +53,7 @@ KINDS = {
     run.OLD_SCHEMA: RUN,
     layers.SCHEMA: LAYERS,
     kernels.SCHEMA: KERNELS,
-    kernels.OLD_SCHEMA: KERNELS,
+    **dict.fromkeys(kernels.OLD_SCHEMAS, KERNELS),
 }
 
 

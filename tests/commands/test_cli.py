@@ -55,6 +55,7 @@ BAD = {
     "learning rate that float32 loses": (["run", "--learning-rate", "1e-60"], ["1e-60", "float32"]),
     "a newline in a path": (["run", "--out", "file/a\nb"], ["file/a"]),
     "describe unknown": (["describe", "--backend", "v9"], ["'v9'"]),
+    "describe unknown card": (["describe", "--card", "K80"], ["'K80'", "T4", "A100", "H100", "H200"]),
     "describe zero": (["describe", "--batch-size", "0"], ["batch size 0"]),
     "check unknown": (["check", "--backend", "v9"], ["'v9'"]),
 }
@@ -132,8 +133,14 @@ def test_modules_of_the_users_folder_are_not_imported(tmp_path):
     assert "checks passed" in done.stdout
 
 
-def test_describe_prints_the_work_of_the_gpu_kernels(tmp_path):
-    described = convbench("describe", "--backend", "v2", "--device", "gpu", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """V2's kernels are compiled once for both tests of them."""
+    arguments = ["describe", "--backend", "v2", "--device", "gpu", "--card", "A100"]
+    return convbench(*arguments, cwd=tmp_path_factory.mktemp("described"))
+
+
+def test_describe_prints_the_work_of_the_gpu_kernels(described):
     assert described.returncode == 0, described.stderr
     lines = [line.split() for line in described.stdout.splitlines()]
     (row, kernel) = next(pair for pair in pairwise(lines) if pair[0][:2] == ["conv2", "forward"])
@@ -149,12 +156,28 @@ def test_describe_prints_the_work_of_the_gpu_kernels(tmp_path):
     assert max(map(len, described.stdout.splitlines())) <= 132  # notes are not folded in a file
 
 
+@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform")
+def test_describe_predicts_times_on_a_card(described):
+    work, table = described.stdout.split("Predicted: v2 tiled (NHWC), A100, batch 64")
+    assert "GPU kernels of v2" in work
+    assert "Predicted, not measured. A100: 108 multiprocessors at 1.41 GHz with 64 lanes each, 2.039 TB/s" in table
+    lines = [line.split() for line in table.splitlines()]
+    (total,) = [line for line in lines if line[:1] == ["total"]]
+    rows = [line for line in lines if line[-1:] in (["compute"], ["memory"], ["launch"])]
+    assert len(rows) == int(total[1])  # V2 launches each kernel once an operation
+    times = [float(row[-2].replace(",", "")) for row in rows]
+    assert float(total[-1].replace(",", "")) == pytest.approx(sum(times), abs=0.05 * len(rows))
+    assert min(times) == 2.5
+
+
 def test_list_describe_and_doctor(tmp_path):
     listed = convbench("list", cwd=tmp_path)
     assert listed.returncode == 0
     assert "v1" in listed.stdout
     assert "im2col GEMM" in listed.stdout
-    described = convbench("describe", "--backend", "v4", "--device", "gpu", "--batch-size", "64", cwd=tmp_path)
+    described = convbench(
+        "describe", "--backend", "v4", "--device", "gpu", "--batch-size", "64", cwd=tmp_path, NUMBA_ENABLE_CUDASIM="1"
+    )
     assert described.returncode == 0
     for figure in ("751,875", "349.2", "1,033.4", "22 or 26", "design document differs", "columns", "625 MB"):
         assert figure in described.stdout, figure

@@ -1,4 +1,4 @@
-"""Every GPU kernel, with its types in the real network, compiled by libNVVM and ptxas without a GPU.
+"""Every GPU kernel, with its types in the real network, compiled without a GPU by the compilers of a real run.
 
 The compilers find what the simulator cannot: wrong types, accidental double precision, spilled registers. The second
 half checks that kernels which break the rules are found.
@@ -13,19 +13,25 @@ import pytest
 
 from bench.kernels import compiler
 from bench.kernels.compiler import rule_faults
-from bench.kernels.launches import kernel_uses
+from bench.kernels.launches import KernelUse, Shape, kernel_uses
+from bench.kernels.linker import disassembler
 from bench.kernels.targets import TARGETS, target_name
-from bench.records.kernels import KernelResources
+from bench.records.kernels import CodeCounts, KernelResources, MachineCode
 from common.architecture import autoencoder
+from common.operations import Operation
 from versions.registry import REGISTRY, names
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform"
 )
 
-TARGET = (9, 0)
+TARGET = (9, 0, "a")
 VECTOR = numba.typeof(np.empty(1, np.float32))
-GOOD = KernelResources(32, 32, 48 * 1024, 0, 0, False, None, [1.0])
+CODE = MachineCode(CodeCounts(50), [CodeCounts(100, ffma=80)])
+GOOD = KernelResources(32, 32, 48 * 1024, 0, 0, False, None, [1.0], 0.8, CODE)
+needs_disassembler = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None or disassembler() is None, reason="nvdisasm is not installed"
+)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +69,7 @@ def test_double_precision_is_a_fault():
 
     compiled = compiler.compile_kernel(careless_kernel, (VECTOR,), TARGET)
     assert compiled.uses_float64
-    assert "careless_kernel on sm_90 computes in double precision" in rule_faults("careless_kernel", TARGET, compiled)
+    assert "careless_kernel on sm_90a computes in double precision" in rule_faults("careless_kernel", TARGET, compiled)
 
 
 def test_a_stack_frame_is_a_fault():
@@ -116,6 +122,59 @@ def test_a_bound_that_needs_spills_is_a_fault():
     assert any("spills" in fault and "to keep to 32 registers" in fault for fault in found)
 
 
+@needs_disassembler
+def test_a_low_share_of_multiply_adds_is_a_fault():
+    from numba import cuda
+
+    from common.gpu_jit import gpu_kernel, stated_ffma
+
+    @gpu_kernel(registers=64, ffma=0.5)
+    def hopeful_kernel(x, y, z, n):
+        i = cuda.grid(1)
+        total = np.float32(0)
+        for j in range(n):
+            # Two loads and their addresses for one multiply-add.
+            total += x[(i * 3 + j) % 1000] * y[j * n]
+        z[i] = total
+
+    assert stated_ffma(hopeful_kernel) == 0.5
+    types = (VECTOR, VECTOR, VECTOR, numba.int32)
+    use = KernelUse(hopeful_kernel, types, "hopeful_kernel", ["v1"], [Shape("conv1", Operation.FORWARD, 1, 32)], 0.5)
+    # What the kernel states reaches the process that compiles it.
+    ((_, _, compiled),) = compiler.compile_uses([use], [TARGET])
+    assert 0 < compiled.machine.hot_loop.ffma_share < 0.5
+    (fault,) = rule_faults("hopeful_kernel", TARGET, compiled)
+    assert "FFMA in its hot loop and states at least 50.0 %" in fault
+
+
+@needs_disassembler
+def test_loads_that_wait_are_told_from_loads_together():
+    from numba import cuda
+
+    from common.gpu_jit import gpu_kernel
+
+    @gpu_kernel(registers=64)
+    def waiting_kernel(x, y):
+        t = cuda.threadIdx.x
+        for j in range(4):
+            y[np.uint64(t + 1024 * j)] = x[np.uint64(t + 1024 * j)]  # y may be x, so the next load has to wait
+
+    @gpu_kernel(registers=64)
+    def together_kernel(x, y):
+        t = cuda.threadIdx.x
+        held = cuda.local.array(4, np.float32)
+        for j in range(4):
+            held[j] = x[np.uint64(t + 1024 * j)]
+        for j in range(4):
+            y[np.uint64(t + 1024 * j)] = held[j]
+
+    waiting, together = (
+        compiler.compile_kernel(kernel, (VECTOR, VECTOR), TARGET).machine.straight.loads_together
+        for kernel in (waiting_kernel, together_kernel)
+    )
+    assert (waiting, together) == (1, 4)
+
+
 def test_a_kernel_that_does_not_compile_is_named():
     from numba import cuda
 
@@ -135,6 +194,9 @@ BROKEN = {
     "double": ({"uses_float64": True}, "double precision"),
     "shared": ({"shared_bytes": 48 * 1024 + 4}, "49156 bytes of shared memory"),
     "too large": ({"occupancy": [0.5, 0.0]}, "too large to run"),
+    "few multiply-adds": ({"stated_ffma": 0.805}, "has 80.0 % FFMA in its hot loop and states at least 80.5 %"),
+    "no share": ({"stated_ffma": None}, "has 80 FFMA in its hot loop and no stated share"),
+    "no hot loop": ({"machine": MachineCode(CodeCounts(50))}, "has 0.0 % FFMA in its hot loop"),
 }
 
 
@@ -142,5 +204,26 @@ BROKEN = {
 def test_each_broken_rule_is_a_fault(change, message):
     assert rule_faults("good_kernel", TARGET, GOOD) == []
     (fault,) = rule_faults("good_kernel", TARGET, replace(GOOD, **change))
-    assert fault.startswith("good_kernel on sm_90 ")
+    assert fault.startswith("good_kernel on sm_90a ")
     assert message in fault
+
+
+def test_few_multiply_adds_need_no_stated_share():
+    few = MachineCode(CodeCounts(50), [CodeCounts(100, ffma=31)])
+    assert rule_faults("good_kernel", TARGET, replace(GOOD, stated_ffma=None, machine=few)) == []
+    assert rule_faults("good_kernel", TARGET, replace(GOOD, stated_ffma=0.9, machine=None)) == []
+
+
+def test_a_fault_names_what_launches_a_kernel_whose_name_is_shared(monkeypatch):
+    """Kernels that one function builds for several shapes have one name."""
+    stages = ("conv2", "conv4")
+    uses = [KernelUse(None, (), "a_kernel", ["v1"], [Shape(stage, Operation.FORWARD, 1, 32)], 0.8) for stage in stages]
+    answers = [replace(GOOD, spill_bytes=8), compiler.CompileError("a_kernel does not compile for sm_90a: no")]
+    monkeypatch.setattr(
+        compiler,
+        "compile_uses",
+        lambda uses, targets: ((use, TARGET, answer) for use, answer in zip(uses, answers, strict=True)),
+    )
+    record = compiler.compile_record(uses, [TARGET], [], [])
+    assert record.faults[0].startswith("v1: a_kernel for forward conv2 on sm_90a spills")
+    assert record.faults[1] == "v1: a_kernel for forward conv4 does not compile for sm_90a: no"

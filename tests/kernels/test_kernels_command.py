@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 
 from bench import cli
-from bench.kernels import compiler, launches
+from bench.kernels import compiler, launches, linker
 from bench.kernels.targets import TARGETS, target_name
 from bench.machine.devices import ROOT
-from bench.records.kernels import read_kernels
+from bench.records.kernels import KernelResources, read_kernels
+from versions.registry import find
 
 needs_compilers = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda has no wheel for this platform"
@@ -42,7 +43,7 @@ def in_this_process(monkeypatch, *arguments):
 
 BAD = {
     "unknown backend": (["--backend", "v9"], ["'v9'", "v1", "v4", "all"]),
-    "unknown target": (["--target", "sm_12"], ["'sm_12'", "sm_75", "sm_80", "sm_90", "sm_100", "all"]),
+    "unknown target": (["--target", "sm_12"], ["'sm_12'", "sm_75", "sm_80", "sm_90a", "sm_100", "all"]),
     "unknown option": (["--frobnicate"], ["--frobnicate"]),
 }
 
@@ -78,9 +79,9 @@ def test_without_compilers_one_line_says_what_to_install(monkeypatch, capsys):
 
 @needs_compilers
 def test_one_target_in_full(tmp_path):
-    done = convbench("--backend", "v1", "--target", "sm_90", cwd=tmp_path)
+    done = convbench("--backend", "v1", "--target", "sm_90a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"compiling \d+ kernels for sm_90\n", done.stderr)
+    assert re.fullmatch(r"compiling \d+ kernels for sm_90a\n", done.stderr)
     assert max(map(len, done.stdout.splitlines())) <= 132
     assert "v1 naive (NHWC)" in done.stdout
     assert "forward conv1-5" in done.stdout
@@ -95,21 +96,25 @@ def test_one_target_in_full(tmp_path):
     assert loop, done.stdout
     fma, loads, floats = map(int, loop.groups())
     assert loads == floats == 2 * fma
+    # The machine code: FFMA of all, their share, none stated, global loads, no shared ones, no stores, loads together.
+    machine = re.search(r"conv2d_forward +(\d+) of (\d+) +(\d+) % +- +(\d+)x32 +- +- +\d", done.stdout)
+    assert machine, done.stdout
+    fma, instructions, share, loads = map(int, machine.groups())
+    assert share == round(100 * fma / instructions)
+    assert loads == 2 * fma
     assert not list(tmp_path.iterdir())
 
 
 @needs_compilers
 def test_all_targets_and_a_shared_kernel_once(monkeypatch, capsys, tmp_path):
     """Two kernels of several versions for every target: tables of one target and of all, and a file."""
-    from versions.registry import find
-
     wanted = ("sgd_kernel", "im2col_kernel")
     uses = [use for use in launches.kernel_uses([find("v1"), find("v4")]) if use.name in wanted]
     monkeypatch.setattr(launches, "kernel_uses", lambda infos: uses)
     assert in_this_process(monkeypatch, "--backend", "v1", "--backend", "v4", "--out", str(tmp_path)) == 0
     written = capsys.readouterr().out
     full, of_targets = written.split("Registers and occupancy for every target")
-    assert "compiled for sm_90" in full
+    assert "compiled for sm_90a" in full
     assert "shared by v1, v4" in full
     assert "shared by v1, v4" in of_targets
     (row,) = [line for line in of_targets.splitlines() if line.strip().startswith("im2col")]
@@ -123,6 +128,23 @@ def test_all_targets_and_a_shared_kernel_once(monkeypatch, capsys, tmp_path):
     }
     assert record.config.batch_size == 64
     assert record.faults == []
+
+
+@needs_compilers
+def test_without_a_disassembler_one_line_says_what_to_install(monkeypatch, capsys):
+    uses = [use for use in launches.kernel_uses([find("v1")]) if use.name == "sgd_kernel"]
+    answers = [
+        (use, target, KernelResources(32, 32, 0, 0, 0, False, None, [1.0])) for use in uses for target in TARGETS
+    ]
+    monkeypatch.setattr(launches, "kernel_uses", lambda infos: uses)
+    monkeypatch.setattr(compiler, "compile_uses", lambda uses, targets: answers)
+    monkeypatch.setattr(linker, "disassembler", lambda: None)
+    assert in_this_process(monkeypatch, "--backend", "v1") == 0
+    written = capsys.readouterr()
+    assert "compiled for sm_90a" in written.out
+    assert "Machine code" not in written.out
+    (line,) = [line for line in written.err.splitlines() if "nvdisasm is missing" in line]
+    assert line.endswith("python -m pip install nvidia-cuda-nvdisasm")
 
 
 @needs_compilers

@@ -10,9 +10,7 @@ import pytest
 from bench.kernels import launches
 from common.architecture import autoencoder
 from common.errors import UsageError
-from common.network import flat_offsets, parameter_shapes
 from common.operations import WHOLE_STEP, Operation
-from common.work import elementwise_work
 from versions.registry import REGISTRY, find, names
 
 pytestmark = pytest.mark.skipif(
@@ -51,12 +49,45 @@ def test_a_launch_outside_every_operation_is_a_defect():
 def test_the_stated_work_names_the_launched_kernels(info):
     """``convbench describe`` and ``convbench kernels`` name the same kernels."""
     architecture = autoencoder()
-    _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
-    work = info.gpu_work(architecture, 64) + elementwise_work(architecture, 64, info.layout, parameters)
+    work = info.gpu_work(architecture, 64) + info.shared_gpu_work(architecture, 64)
     stated = {(row.stage, row.operation, row.kernel) for row in work if not row.kernel.startswith("cuBLAS")}
     launched = {(*operation, use.name) for use in launches.kernel_uses([info]) for operation in use.operations}
     # The gradient to the pictures is compiled like the others, but is not part of a step.
     assert stated == {launch for launch in launched if launch[:2] != ("conv1", Operation.BACKWARD_DATA)}
+
+
+def test_a_use_has_the_shapes_of_its_launches_and_what_its_kernel_states():
+    uses = {use.name: use for use in launches.kernel_uses([find("v1")])}
+    use = uses["conv2d_forward_kernel"]
+    assert [shape.stage for shape in use.shapes] == [stage for stage, _ in use.operations]
+    assert {operation for _, operation in use.operations} <= {Operation.FORWARD, Operation.STAGE_FORWARD}
+    assert use.blocks == sorted({shape.blocks for shape in use.shapes})
+    assert use.threads == sorted({shape.threads for shape in use.shapes})
+    assert use.stated_ffma is None
+    small = {use.name: use for use in launches.kernel_uses([find("v1")], 8)}["conv2d_forward_kernel"]
+    assert max(small.blocks) == max(use.blocks) // 8
+
+
+def test_a_kernel_built_for_several_shapes_has_a_use_for_each(monkeypatch):
+    """They have one name; their stages and operations tell them apart."""
+    from common.gpu_jit import gpu_kernel
+
+    def build(stage, ffma):
+        @gpu_kernel(registers=32, ffma=ffma)
+        def built_kernel(x):
+            x[0] = np.float32(1)
+
+        types, shape = ("float32[::1]",), ((4, 2), (32,))
+        return launches.Launch("v1", built_kernel, types, *shape, stage, Operation.FORWARD)
+
+    runtime = launches.RecordingRuntime("v1")
+    runtime.launches = [build("conv2", 0.7), build("conv4", None)]
+    monkeypatch.setattr(launches, "recorded_step", lambda info, batch_size: runtime)
+    first, second = launches.kernel_uses([find("v1")])
+    assert first.name == second.name == "built_kernel"
+    assert first.shapes == [launches.Shape("conv2", Operation.FORWARD, 8, 32)]
+    assert second.operations == [("conv4", Operation.FORWARD)]
+    assert (first.stated_ffma, second.stated_ffma) == (0.7, None)
 
 
 def test_kernels_are_found_wherever_a_module_keeps_them():

@@ -1,4 +1,4 @@
-"""Kernels files: what is written can be read, and a file of the first schema is read as one of the second."""
+"""Kernels files: what is written can be read, and files of the first and second schema are read as before."""
 
 import json
 
@@ -9,6 +9,7 @@ from bench.records.kernels import KernelResources, LoopCounts, read_kernels, wri
 from common.errors import UsageError
 from common.operations import WHOLE_STEP, Operation
 from tests.support.results_files import (
+    MACHINE,
     RESOURCES,
     kernel_row,
     kernels_file,
@@ -41,6 +42,29 @@ def test_a_file_of_the_first_schema_is_upgraded(tmp_path):
     assert refused.resources is None
 
 
+def test_a_file_of_the_second_schema_has_no_machine_code(tmp_path):
+    row = new_kernel_row("a_kernel")
+    assert "machine" not in row["resources"]
+    (read,) = read_kernels(write(tmp_path, "old.json", new_kernels_file(row, schema="convbench-kernels/2"))).rows
+    assert (read.resources.machine, read.resources.stated_ffma) == (None, None)
+    assert read.resources.registers == RESOURCES["registers"]
+
+
+def test_machine_code_is_kept(tmp_path):
+    row = new_kernel_row("a_kernel", "sm_90a", resources={"stated_ffma": 0.8, "machine": MACHINE})
+    path = write_kernels(kernels_record(row), tmp_path)
+    resources = read_kernels(path).rows[0].resources
+    assert resources.stated_ffma == 0.8
+    assert resources.machine.hot == 1
+    assert resources.machine.hot_loop.ffma_share == pytest.approx(192 / 224)
+    assert resources.machine.loops[0].loads_together == 1
+    assert json.loads(path.read_text())["rows"][0]["resources"]["machine"] == MACHINE
+
+
+def machine(**loop):
+    return {"machine": {"straight": {}, "loops": [loop]}}
+
+
 def test_the_file_of_the_first_schema_on_record_is_read():
     (path,) = (ROOT / "results" / "runs").glob("2026-11-24T220552Z_*_kernels_*.json")
     record = read_kernels(path)
@@ -64,6 +88,12 @@ WRONG = {
     "old, without refused": (kernels_file(without(kernel_row("k"), "refused")), "rows are not as convbench-kernels/1"),
     "old, without registers": (kernels_file(without(kernel_row("k"), "registers")), "registers"),
     "an unknown schema": (new_kernels_file(schema="convbench-kernels/9"), "convbench-kernels/2"),
+    "a loop in itself": (
+        new_kernels_file(new_kernel_row("k", resources=machine(parent=0))),
+        "does not stand before it",
+    ),
+    "an unknown load": (new_kernels_file(new_kernel_row("k", resources=machine(memory={"LDG.7": 1}))), "memory"),
+    "a share above 1": (new_kernels_file(new_kernel_row("k", resources={"stated_ffma": 80})), "stated_ffma"),
 }
 
 

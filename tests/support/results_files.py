@@ -185,6 +185,21 @@ RESOURCES = {
 }
 
 
+MACHINE = {
+    "straight": {"instructions": 500, "ffma": 0, "memory": {"STG.128": 8}, "loads_together": 0, "parent": None},
+    "loops": [
+        {"instructions": 246, "ffma": 0, "memory": {"LDG.32": 4, "STS.32": 4}, "loads_together": 1, "parent": None},
+        {
+            "instructions": 224,
+            "ffma": 192,
+            "memory": {"LDS.64": 5, "LDS.128": 6},
+            "loads_together": 0,
+            "parent": 0,
+        },
+    ],
+}
+
+
 def kernel_row(name, target="sm_90", **changes):
     """A row of the first schema, which has the resources beside the other fields."""
     return {
@@ -216,17 +231,18 @@ def kernels_file(*rows, **changes):
 
 
 def new_kernel_row(name, target="sm_90", refused=False, resources=None, **changes):
-    """A row of the second schema; ``resources`` are changes to ``RESOURCES``."""
+    """A row of the third schema; ``resources`` are changes to ``RESOURCES``, the second schema's fields."""
     old = kernel_row(name, target)
     kept = {key: value for key, value in old.items() if key not in RESOURCES and key != "refused"}
     return {**kept, "resources": None if refused else RESOURCES | (resources or {}), **changes}
 
 
 def new_kernels_file(*rows, **changes):
-    """A file of the second schema, whose rows are ``new_kernel_row``."""
+    """A file of the third schema, whose rows are ``new_kernel_row``."""
     shared = {"versions": ["v2", "v4"], "operations": [["step", "sgd"]], "resources": {"loop": None}}
-    rows = list(rows) or [new_kernel_row("tiled_kernel"), new_kernel_row("sgd_kernel", **shared)]
-    return kernels_file(*rows, **{"schema": "convbench-kernels/2", **changes})
+    read = {"stated_ffma": 0.8, "machine": MACHINE}
+    rows = list(rows) or [new_kernel_row("tiled_kernel", resources=read), new_kernel_row("sgd_kernel", **shared)]
+    return kernels_file(*rows, **{"schema": "convbench-kernels/3", **changes})
 
 
 def write(folder, name, data):

@@ -8,7 +8,7 @@ from common.architecture import Stage, autoencoder
 from common.backend import activation_shape
 from common.network import flat_offsets, parameter_shapes
 from common.operations import Operation
-from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, elementwise_work, halo_extent, taps_inside
+from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, halo_extent, taps_inside
 from versions.registry import REGISTRY, names
 from versions.v2_tiled_nhwc import plan as v2
 from versions.v3_direct_nchw import plan as v3
@@ -17,7 +17,7 @@ STAGES = autoencoder().stages
 MOST_SHARED_BYTES = 48 * 1024
 
 
-@pytest.mark.parametrize("tile", v2.SIZES.conv2d.values(), ids=v2.SIZES.conv2d)
+@pytest.mark.parametrize("tile", [v2.SIZES.wide, v2.SIZES.small, v2.SIZES.few_inputs], ids=lambda tile: tile.name)
 def test_v2_convolution_tiles(tile):
     assert tile.threads == tile.rows * tile.columns // tile.thread_pixels * tile.filters // tile.thread_filters
     assert tile.columns % tile.thread_pixels == 0
@@ -28,17 +28,20 @@ def test_v2_convolution_tiles(tile):
     assert 4 * tile.chunk * (tile.plane + 9 * tile.bank) <= MOST_SHARED_BYTES
 
 
-@pytest.mark.parametrize("tile", v2.SIZES.filter.values(), ids=v2.SIZES.filter)
-def test_v2_filter_tiles(tile):
-    assert tile.threads == tile.channels * tile.filters // tile.thread_filters
-    assert tile.columns % tile.thread_pixels == 0
-    assert tile.threads % tile.filters == tile.threads % tile.channels == 0
+@pytest.mark.parametrize("tiling", [v2.FOR_GPU, v2.FOR_SIMULATOR], ids=["gpu", "simulator"])
+def test_v2_filter_tiles(tiling):
+    for tile in (tiling.wide_filter, tiling.small_filter):
+        assert tile.threads == tile.channels * tile.filters // tile.thread_filters
+        assert tile.columns % tile.thread_pixels == 0
+        assert tile.threads % tile.filters == tile.threads % tile.channels == 0
+        # The pixels of dy that a block loads together are neighbours in a row.
+        assert tile.columns % (tile.threads // tile.filters) == 0
 
 
 def test_v2_tiles_for_few_channels():
     tile = v2.SIZES.few_outputs
-    assert tile.threads == tile.rows * tile.columns // tile.thread_pixels * tile.chunk
-    assert v2.SIZES.few_channels.channels % v2.SIZES.few_channels.threads == 0
+    assert tile.threads == tile.rows * tile.columns // tile.thread_pixels * tile.slices
+    assert v2.SIZES.few_channels.many % v2.SIZES.few_channels.threads == 0
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -48,10 +51,11 @@ def test_v2_tiles_have_no_idle_part_in_the_real_network(stage):
         tile = v2.conv2d_tile(channels, filters, h, w)
         covered = tile.pixel_tiles(1, h, w) * tile.rows * tile.columns * -(-filters // tile.filters) * tile.filters
         assert covered == h * w * filters
-        assert channels % tile.chunk == 0
+        assert channels % (tile.slices if isinstance(tile, v2.FewOutputsTile) else tile.chunk) == 0
     tile = v2.filter_tile(c, k, h, w)
     blocks = v2.filter_blocks(tile, c, k)
-    assert blocks * tile.filters * tile.channels == c * k
+    few = isinstance(tile, v2.FewChannelsTile)
+    assert blocks * (tile.few * tile.many if few else tile.filters * tile.channels) == c * k
     assert 500 <= blocks * v2.filter_shares(tile, 64, h, w, c, k) <= v2.SIZES.blocks_wanted
 
 
@@ -63,8 +67,12 @@ def test_v3_strips_leave_no_thread_idle_in_the_real_network(stage):
         assert strip.blocks(64, h, w) * strip.threads * strip.rows == 64 * h * w
         assert filters % strip.filters == 0
         assert strip.threads % v3.SIZES.warp == 0
+        # A warp stages eight taps of each of four filters, and a line of lanes loads neighbouring taps.
+        assert strip.threads % (strip.line * strip.filter_lanes) == 0
+        assert strip.filters <= strip.filter_lanes
+        assert strip.bank % 8 == 4
     strip = v3.filter_strip(c, k)
-    assert (c % strip.block_channels, k % strip.filters) == (0, 0)
+    assert (c % strip.block_channels(v3.SIZES.warp), k % strip.filters) == (0, 0)
     assert strip.threads % v3.SIZES.warp == 0
     assert 64 * w % v3.SIZES.warp == 0
 
@@ -108,12 +116,14 @@ def test_the_flops_of_all_kernels_are_those_of_a_training_step(info):
     architecture = autoencoder()
     work = info.gpu_work(architecture, 64)
     # The convolutions only; second passes, im2col and col2im have few FLOPs, and the maximum leaves them out.
-    convolutions = (Operation.FORWARD, Operation.BACKWARD_DATA, Operation.BACKWARD_FILTER)
+    convolutions = (
+        Operation.FORWARD, Operation.STAGE_FORWARD, Operation.BACKWARD_DATA, Operation.BACKWARD_FILTER
+    )  # fmt: skip
     main = {}
     for row in [row for row in work if row.operation in convolutions]:
         main[row.stage, row.operation] = max(main.get((row.stage, row.operation), 0), row.flops)
     assert sum(main.values()) == 64 * architecture.training_flops
-    for row in work + elementwise_work(architecture, 64, info.layout, architecture.parameter_count):
+    for row in work + info.shared_gpu_work(architecture, 64):
         assert row.least_bytes > 0
         assert row.asked_bytes is None or row.asked_bytes >= row.least_bytes, row
         assert row.bound_s == max(row.flops / CEILING_FLOP_PER_S, row.least_bytes / CEILING_BYTES_PER_S)

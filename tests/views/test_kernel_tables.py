@@ -7,7 +7,7 @@ from bench.records.kernels import read_kernels
 from bench.views.kernel_tables import condensed, kernel_summary, kernel_tables
 from bench.views.table import Cell, to_rich
 from common.operations import WHOLE_STEP, Operation
-from tests.support.results_files import kernels_record, new_kernel_row
+from tests.support.results_files import MACHINE, kernels_record, new_kernel_row
 
 TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100"]
 
@@ -69,6 +69,46 @@ def test_shared_kernels_come_last_and_an_unknown_version_keeps_its_name():
     assert [group.heading for group in table.groups] == ["v2 tiled (NHWC)", "v99", "shared by v2, v4"]
     assert rows_of(table)["c"][-1].text == "-"
     assert [cell.text for cell in rows_of(loops)["c"][1:]] == ["9,504", "-", "-", "-", "-"]
+
+
+def machine_table(*rows):
+    return kernel_tables(kernels_record(*rows))[2]
+
+
+def test_machine_code_has_a_table_of_its_own():
+    linked = {"stated_ffma": 0.8, "machine": MACHINE}
+    straight = {"machine": {"straight": {"instructions": 9, "memory": {"LDG.32": 2}, "loads_together": 2}, "loops": []}}
+    rows = [
+        new_kernel_row("a_kernel", "sm_90a", resources=linked),
+        new_kernel_row("b_kernel", "sm_90a", resources=linked | {"stated_ffma": 0.9}),
+        new_kernel_row("c_kernel", "sm_90a", resources=straight),
+        new_kernel_row("d_kernel", "sm_90a"),
+    ]
+    table = machine_table(*rows)
+    assert table.caption.endswith("sm_90a")
+    cells = {name: [cell.text for cell in line[1:]] for name, line in rows_of(table).items()}
+    assert cells["a"] == ["192 of 224", "86 %", "80 %", "-", "6x128\n5x64", "-", "1"]
+    assert bad(rows_of(table)["b"]) == ["86 %"]
+    assert cells["c"] == ["-", "-", "-", "-", "-", "-", "2"]
+    assert "d" not in cells
+    assert max(map(len, text_of(table).splitlines())) <= 80
+    # Without machine code there is no such table.
+    assert len(kernel_tables(kernels_record(new_kernel_row("a_kernel", "sm_90a")))) == 2
+
+
+def test_kernels_of_one_name_are_told_apart_by_what_launches_them():
+    linked = {"machine": MACHINE}
+    rows = [
+        new_kernel_row("a_kernel", target, operations=[[stage, "forward"]], resources=linked)
+        for stage in ("conv2", "conv4")
+        for target in ("sm_80", "sm_90a")
+    ]
+    rows.append(new_kernel_row("b_kernel", "sm_90a", resources=linked))
+    for table in kernel_tables(kernels_record(*rows)):
+        first, second, alone = (line.cells[0] for group in table.groups for line in group.rows)
+        assert (first.text, first.below) == ("a", "forward conv2")
+        assert (second.text, second.below) == ("a", "forward conv4")
+        assert alone.below in ("", "forward conv1-2")
 
 
 def bad(cells):

@@ -429,7 +429,7 @@ def test_the_kernels_command_writes_a_file_for_the_page(tmp_path, monkeypatch, c
 
     uses = [use for use in launches.kernel_uses([find("v1")]) if use.name in ("sgd_kernel", "conv2d_forward_kernel")]
     monkeypatch.setattr(launches, "kernel_uses", lambda infos: uses)
-    arguments = ["convbench", "kernels", "--backend", "v1", "--target", "sm_90", "--out", str(tmp_path)]
+    arguments = ["convbench", "kernels", "--backend", "v1", "--target", "sm_90a", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -444,7 +444,7 @@ def test_the_kernels_command_writes_a_file_for_the_page(tmp_path, monkeypatch, c
     assert record.environment.command_line == arguments
     page = Page(render(read_sources([path])))
     assert page.faults == []
-    assert "2 kernels, at batch 64, were compiled for sm_90: none spills" in page.text
+    assert "2 kernels, at batch 64, were compiled for sm_90a: none spills" in page.text
 
 
 def test_the_templates_are_shipped():
