@@ -283,7 +283,7 @@ class GpuBackend(Backend):
         """
         size = prod(out.shape) if size is None else size
         threads = self.runtime.threads_per_block
-        rows = sum_rows(shares)
+        rows = sum_rows(shares, size)
         kernel = gpu_kernels.sum_shares_kernel_for(lanes=threads // rows, rows=rows)
         grid = (-(-size * rows // threads),)
         partials, out = self.flat(partials), self.flat(out)

@@ -188,7 +188,7 @@ def sum_shares_kernel_for(*, lanes: int, rows: int):
     LANES, ROWS = lanes, rows
     THREADS = LANES * ROWS
 
-    @gpu_kernel(registers=40, variant="many shares" if rows > 1 else "few shares")
+    @gpu_kernel(registers=40, variant=f"{rows} a value")
     def sum_shares_kernel(partials, offset, shares, out, size, accumulate):
         # partials from ``offset`` on (shares,size)  out (size,), both flat; added to what is there if ``accumulate``
         sums = cuda.shared.array(THREADS, np.float32)

@@ -14,7 +14,8 @@ from common.backend import Layout
 from common.network import flat_offsets, parameter_shapes
 from common.operations import FORWARD_PASS, WHOLE_STEP, Operation, float_bytes, step_work
 
-SUM_ROWS = 8  # threads that work side by side on a value where a sum has more shares than that
+SUM_ROWS = 8  # threads that work side by side on a sum of more shares than that,
+MANY_VALUES = 100_000  # unless there are at least so many sums
 LOSS_THREADS = 256  # of each block that sums the loss on a GPU
 MOST_LOSS_BLOCKS = 256  # of these blocks
 
@@ -80,20 +81,23 @@ def bias_work(stage: Stage, n: int, shares: int, loads: float) -> list[KernelWor
     ]
 
 
-def sum_rows(shares: int) -> int:
-    """Threads that work side by side on a value of a sum of so many shares."""
-    return SUM_ROWS if shares > SUM_ROWS else 1
+def sum_rows(shares: int, values: int) -> int:
+    """Threads that work side by side on each of ``values`` sums of so many shares.
+
+    One, unless there are so few values that one thread for each would leave most of a large card idle.
+    """
+    return SUM_ROWS if shares > SUM_ROWS and values < MANY_VALUES else 1
 
 
-def sum_variant(shares: int) -> str:
-    """The variant of the kernel that adds so many shares."""
-    return "many shares" if sum_rows(shares) > 1 else "few shares"
+def sum_kernel(shares: int, values: int) -> str:
+    """The name of the kernel that adds so many shares."""
+    return f"sum_shares_kernel[{sum_rows(shares, values)} a value]"
 
 
 def sum_work(stage: Stage, operation: Operation, shares: int, values: int) -> KernelWork:
     """The second pass of a sum: ``shares`` arrays of ``values`` added up."""
     moved = float_bytes((shares, values), (values,))
-    kernel, loads = f"sum_shares_kernel[{sum_variant(shares)}]", shares / sum_rows(shares)
+    kernel, loads = sum_kernel(shares, values), shares / sum_rows(shares, values)
     return KernelWork(stage.name, operation, kernel, shares * values, moved, moved, loads=loads)
 
 

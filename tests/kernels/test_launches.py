@@ -34,7 +34,7 @@ def test_every_operation_of_every_stage_is_recorded(name):
     gradients = (Operation.BACKWARD_DATA, Operation.BACKWARD_FILTER)
     wanted = {(stage, operation) for stage in stages for operation in gradients}
     wanted |= {(WHOLE_STEP, operation) for operation in (Operation.GATHER, Operation.LOSS, Operation.SGD)}
-    wanted |= {("conv1", Operation.MAXPOOL), ("conv4", Operation.UPSAMPLE_BACKWARD)}
+    wanted |= {("conv1", Operation.MAXPOOL_BACKWARD), ("conv4", Operation.UPSAMPLE_BACKWARD)}
     assert wanted <= recorded
     assert {stage for stage, operation in recorded if "forward" in operation} == set(stages)
 

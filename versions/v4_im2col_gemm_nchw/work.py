@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.architecture import TAPS, Architecture, Stage
 from common.operations import Operation
-from common.work import KernelWork, float_bytes, sum_rows, sum_variant, taps_inside
+from common.work import KernelWork, float_bytes, sum_kernel, sum_rows, taps_inside
 from versions.v4_im2col_gemm_nchw.plan import filter_parts, flipped, narrow_channels
 
 
@@ -74,20 +74,14 @@ def _filter_work(stage: Stage, n: int, architecture: Architecture) -> list[Kerne
         row("cuBLAS", n * stage.flops, float_bytes((columns,), (pixels, wide), (n, weights)), None),
     ]
     counts = [count for _, count in filter_parts(stage, architecture, n)]
-    for variant in dict.fromkeys(map(sum_variant, counts)):
-        parts = [count for count in counts if sum_variant(count) == variant]
+    for kernel in dict.fromkeys(sum_kernel(count, weights) for count in counts):
+        shares = [count for count in counts if sum_kernel(count, weights) == kernel]
         # The first part's sum is stored, those of the others are added to it.
-        moved = float_bytes((sum(parts) + 2 * len(parts), weights)) - float_bytes((counts[0] == parts[0], weights))
+        stored = sum_kernel(counts[0], weights) == kernel
+        moved = float_bytes((sum(shares) + 2 * len(shares) - stored, weights))
+        loads = sum(shares) / len(shares) / sum_rows(shares[0], weights)
         rows.append(
-            KernelWork(
-                stage.name,
-                Operation.BACKWARD_FILTER,
-                f"sum_shares_kernel[{variant}]",
-                sum(parts) * weights,
-                moved,
-                moved,
-                loads=sum(parts) / len(parts) / sum_rows(parts[0]),
-            )
+            KernelWork(stage.name, Operation.BACKWARD_FILTER, kernel, sum(shares) * weights, moved, moved, loads=loads)
         )
     if flipped(stage):
         rows.append(row("flip_filters_kernel", 0, float_bytes((2 * weights,)), float_bytes((2 * weights,))))
