@@ -7,7 +7,9 @@ that fuses some of them overrides ``stage_forward`` or ``stage_backward``; nothi
 
 Ownership: the network owns every buffer and passes views of them to the backend. The backend owns its workspace and
 allocates it in ``prepare``. No operation allocates. An operation reads its inputs, overwrites its whole output, and
-does not change its inputs. "Buffer" below means a float32 NumPy array on the CPU and a Numba device array on the GPU.
+does not change its inputs. What it launches depends on its arguments alone, because a device may record the launches of
+a step and repeat them; see ``Backend.replayed``. "Buffer" below means a float32 NumPy array on the CPU and a Numba
+device array on the GPU.
 
 Axis letters: N batch, H height, W width, C input channels, K filters, R x S the 3x3 window.
 """

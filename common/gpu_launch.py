@@ -8,7 +8,7 @@ ways into the driver, ``cuda.bindings.driver.cuLaunchKernel`` with the address o
 
 All that the project uses of numba-cuda beyond its documented interface is in this file: the compiled kernel that a
 launch hands to its ``pre_launch_callbacks``, its ``argument_types``, ``_prepare_args`` and ``library.get_cufunc()``.
-Where a version of numba-cuda has none of these, every launch is Numba's own, slower and right, and one warning says so.
+Where numba-cuda lacks one of these, every launch is Numba's own, slower and right, and one warning says so.
 """
 
 from __future__ import annotations
@@ -158,11 +158,11 @@ class PackedLaunch:
         )
 
     def write(self, arguments: tuple) -> bool:
-        """Pack the scalars among ``arguments``; False if an integer is too large for the type it had."""
+        """Pack the scalars among ``arguments``; False if a number is too large for the type it had."""
         try:
             for place, offset, packer in self._scalars:
                 packer.pack_into(self._memory, offset, arguments[place])
-        except struct.error:
+        except (struct.error, OverflowError):
             return False
         return True
 
@@ -188,7 +188,8 @@ def pack(compiled: Any, shape: tuple[int, ...], stream: Any, arguments: tuple) -
     """Pack ``arguments`` as Numba does for a kernel that it has compiled.
 
     None where Numba's launch does more than pack and launch (host arrays, debug information, extensions, a cooperative
-    grid) and for scalars without a format here. AttributeError or TypeError where numba-cuda is another than expected.
+    grid), for scalars without a format here, and for numbers that exceed theirs. AttributeError or TypeError where
+    numba-cuda lacks something.
     """
     from numba.cuda.cudadrv.devicearray import DeviceNDArray
 
@@ -203,10 +204,11 @@ def pack(compiled: Any, shape: tuple[int, ...], stream: Any, arguments: tuple) -
         elif type(value) in SCALARS and str(kind) in FORMATS:
             packer = struct.Struct(f"={FORMATS[str(kind)]}")
             scalars.append((place, len(memory), packer))
-            memory += packer.pack(value)
+            memory += bytes(SLOT)
         else:
             return None
-    return PackedLaunch(compiled.library.get_cufunc(), shape, int(stream), memory, scalars)
+    packed = PackedLaunch(compiled.library.get_cufunc(), shape, int(stream), memory, scalars)
+    return packed if packed.write(arguments) else None
 
 
 def _warn_of_slow_launches(what: str) -> None:

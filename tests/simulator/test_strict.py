@@ -250,6 +250,18 @@ def test_gemm_operands_stay_inside():
         runtime.gemm(2, 4, 3, Operand(a, -3), Operand(b), Operand(c))
 
 
+def test_gemv_operands_stay_inside():
+    runtime = SimulatorRuntime()
+    a, x, y = buffer((2, 3)), buffer((4,)), buffer((5,))
+    host, vector = a.copy_to_host(), x.copy_to_host()
+    runtime.gemv(2, 3, Operand(a), Operand(x, 1), Operand(y, 2))
+    np.testing.assert_array_equal(y.copy_to_host()[2:4], host @ vector[1:])
+    runtime.gemv(3, 2, Operand(a, transposed=True), Operand(x), Operand(y))
+    np.testing.assert_array_equal(y.copy_to_host()[:3], host.T @ vector[:2])
+    with pytest.raises(KernelError, match="operand c takes elements 4 to 6"):
+        runtime.gemv(2, 3, Operand(a), Operand(x), Operand(y, 4))
+
+
 @cuda.jit
 def divides_by_zero_kernel(x):
     # Some threads wait at the barrier when another one fails.

@@ -77,6 +77,44 @@ def test_two_runs_with_one_seed_are_bitwise_equal(name):
 
 
 @each_version
+def test_replayed_steps_give_the_bits_of_plain_ones(name):
+    """Two epochs with a smaller last batch: the first step of each batch size is recorded, the others are replayed."""
+    ends = []
+    for replay in (True, False):
+        backend = find(name).load("gpu")
+        if not replay:
+            backend.replayed = lambda owner, name, work: work()
+        architecture = autoencoder()
+        network = Network(backend, architecture, 32, initial_parameters(architecture, 0))
+        trainer = Trainer(network, photo_crops(80, 0), learning_rate=0.001, seed=0)
+        trainer.run_epoch()
+        trainer.run_epoch()
+        ends.append((trainer.read_losses(), network.read_parameters()))
+    if not backend.deterministic:
+        pytest.skip("this version's results differ from run to run")
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    for parameter, value in ends[0][1].items():
+        np.testing.assert_array_equal(ends[1][1][parameter], value, err_msg=parameter)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_matrix_times_a_vector(transposed):
+    from common.gpu import CudaRuntime, Operand
+
+    runtime = CudaRuntime("fp32")
+    rng = np.random.default_rng(0)
+    hosts = [rng.standard_normal(shape, np.float32) for shape in ((70, 50) if transposed else (50, 70), 71, 52)]
+    a, x, y = (runtime.empty(host.shape, np.float32) for host in hosts)
+    for buffer, host in zip((a, x, y), hosts, strict=True):
+        runtime.write(buffer, host)
+    expected = hosts[2].copy()
+    expected[2:] = (hosts[0].T if transposed else hosts[0]) @ hosts[1][1:]
+    for _ in range(2):
+        runtime.gemv(50, 70, Operand(a, transposed=transposed), Operand(x, 1), Operand(y, 2))
+        np.testing.assert_allclose(runtime.read(y), expected, rtol=1e-4, atol=1e-4)
+
+
+@each_version
 def test_training_resumes_from_the_cpu_on_the_gpu(tmp_path, name):
     """One run starts on V1 on the CPU and continues on the GPU; it must agree with one on the CPU alone."""
     train_tiny(tmp_path / "cpu", tiny_config(4, "v1"))
