@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -66,7 +67,9 @@ def _predict(info: BackendInfo, batch_size: int, card: Card) -> None:
 
     try:
         compiler.check_compilers()
-        linker.check_disassembler()
+        if linker.disassembler() is None:
+            raise UsageError(linker.DISASSEMBLER_HINT)
+        print(f"compiling the kernels of {info.name} to predict their times", file=sys.stderr)
         step = predict.predict_version(info, batch_size, card)
     except (UsageError, compiler.CompileError, MemoryError) as error:
         print(f"no predicted times: {' '.join(str(error).split())}")

@@ -40,7 +40,7 @@ def kernels_command(options: KernelsOptions) -> None:
       convbench kernels --out results                  also a file in results/runs
     """
     from bench.kernels import compiler, launches, linker
-    from bench.kernels.targets import find_targets, target_name
+    from bench.kernels.targets import LINKED, find_targets, target_name
 
     infos = find_backends(options.backend)
     targets = find_targets(options.target)
@@ -60,7 +60,7 @@ def kernels_command(options: KernelsOptions) -> None:
         record = compiler.compile_record(uses, targets, faults, ["convbench", *sys.argv[1:]], report)
     for table in kernel_tables(record):
         show(table)
-    if linker.disassembler() is None:
+    if LINKED in targets and linker.disassembler() is None:
         print(linker.DISASSEMBLER_HINT, file=sys.stderr)
     if runs:
         print(f"results: {write_kernels(record, runs)}")

@@ -127,9 +127,9 @@ def _linked_code(use: KernelUse) -> MachineCode:
 
     try:
         cubin, _ = link(use.kernel.py_func, use.types, LINKED, stated_registers(use.kernel))
-        return machine_code(disassemble(cubin, disassembler() or ""))
     except Exception as error:  # see compile_kernel
         raise CompileError(f"{use.name} does not compile for {target_name(LINKED)}: {error}") from error
+    return _machine_code(cubin, use.name)
 
 
 def compile_kernel(
@@ -155,8 +155,7 @@ def compile_kernel(
     except Exception as error:  # Numba and the compilers raise many types; the message is what matters
         raise CompileError(f"{name} does not compile for {target_name(target)}: {error}") from error
     if target == LINKED:
-        program = disassembler()
-        machine = machine_code(disassemble(cubin, program)) if program else None
+        machine = _machine_code(cubin, name) if disassembler() else None
     else:
         report = _ptxas_report(ptx, target, bound, name)
 
@@ -176,6 +175,14 @@ def compile_kernel(
         stated_ffma=stated_ffma,
         machine=machine,
     )
+
+
+def _machine_code(cubin: bytes, name: str) -> MachineCode:
+    """Read the machine code of a kernel; CompileError if the disassembler refuses it."""
+    try:
+        return machine_code(disassemble(cubin))
+    except subprocess.CalledProcessError as error:
+        raise CompileError(f"nvdisasm refused {name} for {target_name(LINKED)}: {error.stderr.strip()}") from error
 
 
 def _ptxas_report(ptx: str, target: Target, bound: int | None, name: str) -> str:

@@ -49,14 +49,11 @@ def disassembler() -> str | None:
     return pathfinder.find_nvidia_binary_utility("nvdisasm")
 
 
-def check_disassembler() -> None:
-    """Check that machine code can be listed here; UsageError says what to install."""
-    if disassembler() is None:
+def disassemble(cubin: bytes) -> str:
+    """The listing of the machine code; CalledProcessError if nvdisasm refuses it, UsageError if there is none."""
+    program = disassembler()
+    if program is None:
         raise UsageError(DISASSEMBLER_HINT)
-
-
-def disassemble(cubin: bytes, program: str) -> str:
-    """The listing of the machine code; CalledProcessError if ``program`` refuses it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)

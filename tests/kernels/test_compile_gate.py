@@ -175,6 +175,19 @@ def test_loads_that_wait_are_told_from_loads_together():
     assert (waiting, together) == (1, 4)
 
 
+@needs_disassembler
+def test_a_disassembler_that_refuses_is_named(monkeypatch):
+    from numba import cuda
+
+    @cuda.jit
+    def plain_kernel(x):
+        x[0] = np.float32(1)
+
+    monkeypatch.setattr(compiler, "link", lambda *arguments: (b"no cubin", ""))
+    with pytest.raises(compiler.CompileError, match="nvdisasm refused plain_kernel for sm_90a: nvdisasm"):
+        compiler.compile_kernel(plain_kernel, (VECTOR,), TARGET)
+
+
 def test_a_kernel_that_does_not_compile_is_named():
     from numba import cuda
 

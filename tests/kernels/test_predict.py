@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 from rich.console import Console
 
-from bench.kernels import predict
+from bench.commands import describe
+from bench.kernels import compiler, linker, predict
 from bench.kernels.cards import CARDS, Card, find_card
 from bench.kernels.launches import Product, Shape, kernel_uses, recorded_step
 from bench.kernels.predict import Built, issue_s, loop_turns, predict_kernel, predict_products, predict_step
@@ -162,6 +163,15 @@ def drawn(table):
     with console.capture() as capture:
         console.print(to_rich(table))
     return capture.get()
+
+
+def test_without_a_disassembler_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(compiler, "check_compilers", lambda: None)
+    monkeypatch.setattr(linker, "disassembler", lambda: None)
+    describe._predict(find("v1"), 64, CARD)
+    written = capsys.readouterr()
+    assert written.out == f"no predicted times: {linker.DISASSEMBLER_HINT}\n"
+    assert written.err == ""
 
 
 @needs_compilers
