@@ -45,6 +45,8 @@ class KernelWork:
     """Values that a thread loads from global memory in its inner loop, where that loop has no multiply-adds."""
     rounds: tuple[float, ...] = ()
     """How often in all a thread runs each loop around its inner loop, the outermost first."""
+    lines: float = 0
+    """Lines of 128 bytes that the global loads of a warp touch in its inner loop; 0 where that cannot limit it."""
 
     @property
     def bound_s(self) -> float:

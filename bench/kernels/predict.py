@@ -1,9 +1,12 @@
 """Predict the time of GPU kernels from their machine code and the work that they state; a model, not a measurement.
 
-A launch takes the longest of three times. Its instructions: each multiprocessor has four schedulers, and each of them
+A launch takes the longest of four times. Its instructions: each multiprocessor has four schedulers, and each of them
 issues one instruction of a warp a cycle. The multiprocessor with the most blocks decides, so that a grid of 18 blocks
-uses 18 of 132. Its bytes: every operand crosses global memory once. And the overhead of a launch. No time is below that
-of the stated FLOPs at the card's peak.
+uses 18 of 132. Its loads: the first-level cache serves a line of 128 bytes a cycle. Its bytes: every operand crosses
+global memory once. And the overhead of a launch. No time is below that of the stated FLOPs at the card's peak.
+
+Nothing runs at its limit: warps wait for memory and at barriers, and the last wave of blocks does not fill the card.
+So multiprocessors are taken to work in a stated share of the cycles, in the project's kernels as in a library's.
 
 How often a loop turns is not in the machine code. The hot loop turns as often as the multiply-adds (or the loads) that
 the version states for a thread, ``KernelWork.fmas``, fill it. ``KernelWork.rounds`` are the turns of the loops around
@@ -28,7 +31,8 @@ from common.work import KernelWork
 from versions.registry import BackendInfo
 
 LAUNCH_S = 2.5e-6  # a typical time from one short kernel to the next
-PRODUCT_SHARE = 0.8  # of the peak that a matrix product reaches within a tile
+BUSY_SHARE = 0.8  # of the cycles, in which a multiprocessor that has work does it
+MEMORY_SHARE = 0.9  # of the bandwidth of global memory
 TILE = 128  # rows and columns of the result that a multiprocessor computes at a time
 SCHEDULERS = 4  # of a multiprocessor
 LANES = 32  # threads of a warp
@@ -80,19 +84,29 @@ def issue_s(card: Card, shape: Shape, instructions: float, ffma: float) -> float
     """Seconds to issue so many instructions a thread on the multiprocessor with the most blocks."""
     warps = ceil(shape.blocks / card.multiprocessors) * ceil(shape.threads / LANES)
     cycles_an_ffma = SCHEDULERS * LANES / card.lanes
-    return ceil(warps / SCHEDULERS) * max(instructions, ffma * cycles_an_ffma) / card.clock_hz
+    return ceil(warps / SCHEDULERS) * max(instructions, ffma * cycles_an_ffma) / card.clock_hz / BUSY_SHARE
+
+
+def lines_s(card: Card, shape: Shape, lines: float) -> float:
+    """Seconds to load so many lines a warp from the first-level cache of the multiprocessor with the most blocks."""
+    warps = ceil(shape.blocks / card.multiprocessors) * ceil(shape.threads / LANES)
+    return warps * lines / card.clock_hz / BUSY_SHARE
 
 
 def predict_kernel(card: Card, work: KernelWork, built: Collection[Built]) -> Prediction:
     """The time of all launches of a kernel for one operation; its FLOPs and bytes are shared between the launches."""
-    launches = [issue_s(card, shape, *thread_instructions(part.code, work)) for part in built for shape in part.shapes]
+    launches = [
+        max(issue_s(card, shape, *thread_instructions(part.code, work)), lines_s(card, shape, work.lines))
+        for part in built
+        for shape in part.shapes
+    ]
     unstated = any(part.code.loops and _hot_turns(part.code, work) is None for part in built)
     return _prediction(card, work, launches, at_least=unstated or not launches)
 
 
 def predict_products(card: Card, work: KernelWork, products: Sequence[Product]) -> Prediction:
     """The time of a library's products for one operation; without their shapes, of their FLOPs."""
-    whole = work.flops / 2 / card.fmas_per_s / PRODUCT_SHARE
+    whole = work.flops / 2 / card.fmas_per_s / BUSY_SHARE
     return _prediction(card, work, [_product_s(card, product) for product in products] or [whole])
 
 
@@ -102,14 +116,14 @@ def _product_s(card: Card, product: Product) -> float:
     if min(m, n) == 1:
         return m * n * k * batch / card.fmas_per_s
     tiles = ceil(m / TILE) * ceil(n / TILE) * batch
-    tile_s = min(m, TILE) * min(n, TILE) * k / (card.lanes * card.clock_hz) / PRODUCT_SHARE
+    tile_s = min(m, TILE) * min(n, TILE) * k / (card.lanes * card.clock_hz) / BUSY_SHARE
     return ceil(tiles / card.multiprocessors) * tile_s
 
 
 def _prediction(card: Card, work: KernelWork, issue: Sequence[float], at_least: bool = False) -> Prediction:
     """``issue`` are the seconds of each launch for its instructions."""
     number = max(1, len(issue))
-    bytes_s, peak_s = work.least_bytes / card.bytes_per_s, work.flops / 2 / card.fmas_per_s
+    bytes_s, peak_s = work.least_bytes / card.bytes_per_s / MEMORY_SHARE, work.flops / 2 / card.fmas_per_s
     compute = [max(seconds, peak_s / number) for seconds in issue or [0.0]]
     return Prediction(
         work.stage,
@@ -159,14 +173,14 @@ def _assumptions(card: Card) -> list[str]:
     return [
         f"Predicted, not measured. {card.name}: {card.multiprocessors} multiprocessors at {card.clock_hz / 1e9:g} GHz "
         f"with {card.lanes} lanes each, {card.bytes_per_s / 1e12:g} TB/s ({card.source}).",
-        "Compute: the machine code for sm_90a times the turns of its loops. The multiprocessor with the most blocks "
-        "issues an instruction a cycle on each of four schedulers and never waits for memory or a barrier. "
-        "At least the FLOPs at the card's peak.",
+        "Compute: the machine code for sm_90a times the turns of its loops, on the multiprocessor with the most blocks: "
+        f"an instruction a cycle on each of four schedulers, or a line of 128 bytes loaded, in {100 * BUSY_SHARE:g} % "
+        "of the cycles. At least the FLOPs at the card's peak.",
         "Turns: of the hot loop, from the multiply-adds or loads that the version states; of the loops around it, as "
         "stated; of every other loop, one a turn of the loop around it. "
         "≥: the version does not state the turns of the hot loop, and it is taken once.",
-        f"Memory: every operand once, at full bandwidth. A launch takes at least {LAUNCH_S * 1e6:g} µs, and "
+        f"Memory: every operand once, at {100 * MEMORY_SHARE:g} % of the bandwidth. A launch takes at least {LAUNCH_S * 1e6:g} µs, and "
         "launches do not overlap.",
-        f"cuBLAS: tiles of {TILE} x {TILE}, one at a time on a multiprocessor, at {100 * PRODUCT_SHARE:g} % of its "
-        "peak in float32; multiprocessors do not share the sums of a tile.",
+        f"cuBLAS: tiles of {TILE} x {TILE}, one at a time on a multiprocessor, in {100 * BUSY_SHARE:g} % of the "
+        "cycles at its peak in float32; multiprocessors do not share the sums of a tile.",
     ]

@@ -16,7 +16,7 @@ class Prediction:
     kernel: str
     launches: int
     compute_s: float
-    """To issue its instructions, and at least to do its multiply-adds at the card's peak."""
+    """To issue its instructions or to load what they need, and at least to do its FLOPs at the card's peak."""
     bytes_s: float
     """To move each operand once."""
     time_s: float

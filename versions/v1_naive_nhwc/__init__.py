@@ -24,6 +24,8 @@ from common.backend import Device
 from common.operations import Operation
 from common.work import KernelWork, float_bytes, taps_inside
 
+LANES = 32  # threads of a warp
+
 
 def workspace(architecture: Architecture, batch_size: int, device: Device, threads: int) -> dict[str, tuple[int, ...]]:
     """V1 needs no workspace: every sum stays in a register of the thread that owns the output."""
@@ -41,12 +43,19 @@ def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
         stores = {Operation.FORWARD: y, Operation.BACKWARD_DATA: x, Operation.BACKWARD_FILTER: weights}
         if i == 0:  # no operation needs the gradient of the pictures
             del stores[Operation.BACKWARD_DATA]
+        # Loops around the innermost: the window's rows and columns, or pictures and rows of a picture.
+        rounds = {Operation.BACKWARD_FILTER: (n, n * h)}
         for operation, outputs in stores.items():
             kernel = f"conv2d_{operation}_kernel"
             biases = outputs if operation is Operation.FORWARD else 0
             asked = float_bytes((loads,), (biases,), (outputs,))
-            work.append(KernelWork(stage.name, operation, kernel, flops, least, asked))
-        moved = float_bytes((y,), (k,))
+            fmas = loads / 2 / outputs
+            # The lanes of a warp share one operand. The other is a line for each lane in forward, where each has its own
+            # filter, and one line for all of them in the gradients, where they have neighbouring channels.
+            lines = fmas * (1 + (min(LANES, k) if operation is Operation.FORWARD else 1))
+            turns = {"fmas": fmas, "rounds": rounds.get(operation, (3, 9)), "lines": lines}
+            work.append(KernelWork(stage.name, operation, kernel, flops, least, asked, **turns))
+        moved, turns = float_bytes((y,), (k,)), {"loads": n * h * w, "rounds": (n, n * h)}
         bias_kernel = "conv2d_backward_bias_kernel"
-        work.append(KernelWork(stage.name, Operation.BACKWARD_BIAS, bias_kernel, y, moved, moved))
+        work.append(KernelWork(stage.name, Operation.BACKWARD_BIAS, bias_kernel, y, moved, moved, **turns))
     return work
