@@ -173,14 +173,14 @@ def _assumptions(card: Card) -> list[str]:
     return [
         f"Predicted, not measured. {card.name}: {card.multiprocessors} multiprocessors at {card.clock_hz / 1e9:g} GHz "
         f"with {card.lanes} lanes each, {card.bytes_per_s / 1e12:g} TB/s ({card.source}).",
-        "Compute: the machine code for sm_90a times the turns of its loops, on the multiprocessor with the most blocks: "
+        "Compute: the machine code for sm_90a times the turns of its loops, on the multiprocessor with most blocks: "
         f"an instruction a cycle on each of four schedulers, or a line of 128 bytes loaded, in {100 * BUSY_SHARE:g} % "
         "of the cycles. At least the FLOPs at the card's peak.",
         "Turns: of the hot loop, from the multiply-adds or loads that the version states; of the loops around it, as "
         "stated; of every other loop, one a turn of the loop around it. "
         "≥: the version does not state the turns of the hot loop, and it is taken once.",
-        f"Memory: every operand once, at {100 * MEMORY_SHARE:g} % of the bandwidth. A launch takes at least {LAUNCH_S * 1e6:g} µs, and "
-        "launches do not overlap.",
+        f"Memory: every operand once, at {100 * MEMORY_SHARE:g} % of the bandwidth. A launch takes at least "
+        f"{LAUNCH_S * 1e6:g} µs, and launches do not overlap.",
         f"cuBLAS: tiles of {TILE} x {TILE}, one at a time on a multiprocessor, in {100 * BUSY_SHARE:g} % of the "
         "cycles at its peak in float32; multiprocessors do not share the sums of a tile.",
     ]

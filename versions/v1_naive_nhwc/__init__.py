@@ -50,8 +50,8 @@ def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
             biases = outputs if operation is Operation.FORWARD else 0
             asked = float_bytes((loads,), (biases,), (outputs,))
             fmas = loads / 2 / outputs
-            # The lanes of a warp share one operand. The other is a line for each lane in forward, where each has its own
-            # filter, and one line for all of them in the gradients, where they have neighbouring channels.
+            # The lanes of a warp share one operand. The other is a line for each lane in forward, where each has its
+            # own filter, and one line for all of them in the gradients, where they have neighbouring channels.
             lines = fmas * (1 + (min(LANES, k) if operation is Operation.FORWARD else 1))
             turns = {"fmas": fmas, "rounds": rounds.get(operation, (3, 9)), "lines": lines}
             work.append(KernelWork(stage.name, operation, kernel, flops, least, asked, **turns))

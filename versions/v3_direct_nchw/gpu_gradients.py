@@ -34,6 +34,49 @@ def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, chann
     # Where sizes divide, these are true and the compiler drops the guard.
     ALL_CHANNELS, ALL_FILTERS = C % BLOCK_CHANNELS == 0, K % FILTERS == 0
 
+    @cuda.jit(device=True, inline="always")
+    def load_row(x, window, first_channel, corner, v, h, i):
+        # Row h of the planes from ``corner`` on, three columns around v of each channel, into row i of the window.
+        for s in range(3):
+            near = v + s - 1
+            # Outside the picture is padding, past the last channel nothing: zero.
+            inside = h < H and 0 <= near < W
+            place = corner + h * W + near
+            for c in range(CHANNELS):
+                value = np.float32(0)
+                if inside and (ALL_CHANNELS or first_channel + c < C):
+                    value = x[unsigned(place + c * PLANE)]
+                window[c * COLUMN + i * 3 + s] = value
+
+    @cuda.jit(device=True, inline="always")
+    def add_lanes(sums, totals, partials, t, block_channel, first_filter, share, c):
+        # Channel c of every thread: store the sums of all lanes, add them in a fixed order.
+        # The sums of the channel before must have been read.
+        cuda.syncthreads()
+        for i in range(SUMS):
+            sums[unsigned(t * PITCH + i)] = totals[c * SUMS + i]
+        # The sums of all lanes must be stored before they are added.
+        cuda.syncthreads()
+        for turn in range(TURNS):
+            i = turn * THREADS + t
+            own = i % SUMS
+            k = first_filter + own % FILTERS
+            channel = block_channel + i // SUMS * CHANNELS + c
+            # The last turn can reach past the block's sums, the last group past the channels or the filters.
+            if i < BLOCK_SUMS and (ALL_CHANNELS or channel < C) and (ALL_FILTERS or k < K):
+                total = np.float32(0)
+                for other in range(WARP):
+                    total += sums[unsigned((i // SUMS * WARP + other) * PITCH + own)]
+                partials[unsigned(((share * K + k) * C + channel) * 9 + own // FILTERS)] = total
+
+    @cuda.jit(device=True, inline="always")
+    def multiply(totals, window, gradients, c, p):
+        # The products of row p of dy with the nine values of channel c around it.
+        for tap in range(9):
+            near_value = window[c * COLUMN + p * 3 + tap]
+            for j in range(FILTERS):
+                totals[(c * 9 + tap) * FILTERS + j] += near_value * gradients[p * FILTERS + j]
+
     @gpu_kernel(registers=strip.registers, variant=strip.name, ffma=strip.ffma)
     def conv2d_backward_filter_kernel(x, dy, partials, N):
         # x (N,C,H,W)  dy (N,K,H,W)  partials (shares,K,C,R,S), all flat
@@ -55,16 +98,17 @@ def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, chann
         for index in range(share * columns // shares + lane, (share + 1) * columns // shares, WARP):
             v = (index & BLOCK_BITS) % W
             n = (index & BLOCK_BITS) // W
+            # The first rows to be kept: the padding above the picture, and its first row.
             for c in range(CHANNELS):
                 for s in range(3):
-                    near = v + s - 1
-                    value = np.float32(0)
-                    # Beside the picture is padding, past the last channel nothing: zero.
-                    if 0 <= near < W and (ALL_CHANNELS or first_channel + c < C):
-                        value = x[unsigned((n * C + first_channel + c) * PLANE + near)]
-                    window[c * COLUMN + s] = np.float32(0)  # above the picture
-                    window[c * COLUMN + 3 + s] = value
+                    window[c * COLUMN + ROWS * 3 + s] = np.float32(0)
+            corner = (n * C + first_channel) * PLANE
+            load_row(x, window, first_channel, corner, v, 0, ROWS + 1)
             for top in range(0, H, ROWS):
+                # The last two rows of the window before are the first two of this one.
+                for i in range(6):
+                    for c in range(CHANNELS):
+                        window[c * COLUMN + i] = window[c * COLUMN + ROWS * 3 + i]
                 for p in range(ROWS):
                     for j in range(FILTERS):
                         value = np.float32(0)
@@ -72,45 +116,20 @@ def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, chann
                         if top + p < H and (ALL_FILTERS or first_filter + j < K):
                             value = dy[unsigned((n * K + first_filter + j) * PLANE + (top + p) * W + v)]
                         gradients[p * FILTERS + j] = value
-                for i in range(ROWS):
-                    h = top + 1 + i
-                    for s in range(3):
-                        near = v + s - 1
-                        # Outside the picture is padding, past the last channel nothing: zero.
-                        inside = h < H and 0 <= near < W
-                        for c in range(CHANNELS):
-                            value = np.float32(0)
-                            if inside and (ALL_CHANNELS or first_channel + c < C):
-                                value = x[unsigned((n * C + first_channel + c) * PLANE + h * W + near)]
-                            window[c * COLUMN + (2 + i) * 3 + s] = value
-                for p in range(ROWS):
-                    for c in range(CHANNELS):
-                        for tap in range(9):
-                            near_value = window[c * COLUMN + p * 3 + tap]
-                            for j in range(FILTERS):
-                                totals[(c * 9 + tap) * FILTERS + j] += near_value * gradients[p * FILTERS + j]
-                # The last two rows are the next window's first two.
-                for c in range(CHANNELS):
-                    for i in range(6):
-                        window[c * COLUMN + i] = window[c * COLUMN + ROWS * 3 + i]
-        for c in range(CHANNELS):
-            # The sums of the channel before must have been read.
-            cuda.syncthreads()
-            for i in range(SUMS):
-                sums[unsigned(t * PITCH + i)] = totals[c * SUMS + i]
-            # The sums of all lanes must be stored before they are added.
-            cuda.syncthreads()
-            for turn in range(TURNS):
-                i = turn * THREADS + t
-                own = i % SUMS
-                k = first_filter + own % FILTERS
-                channel = block_channel + i // SUMS * CHANNELS + c
-                # The last turn can reach past the block's sums, the last group past the channels or the filters.
-                if i < BLOCK_SUMS and (ALL_CHANNELS or channel < C) and (ALL_FILTERS or k < K):
-                    total = np.float32(0)
-                    for other in range(WARP):
-                        total += sums[unsigned((i // SUMS * WARP + other) * PITCH + own)]
-                    partials[unsigned(((share * K + k) * C + channel) * 9 + own // FILTERS)] = total
+                load_row(x, window, first_channel, corner, v, top + 1, 2)
+                if ROWS > 1:
+                    load_row(x, window, first_channel, corner, v, top + 2, 3)
+                # Written out: a newer compiler leaves a loop of so many products as it is, and its arrays in memory.
+                multiply(totals, window, gradients, 0, 0)
+                if CHANNELS > 1:
+                    multiply(totals, window, gradients, 1, 0)
+                if ROWS > 1:
+                    multiply(totals, window, gradients, 0, 1)
+                if CHANNELS > 1 and ROWS > 1:
+                    multiply(totals, window, gradients, 1, 1)
+        add_lanes(sums, totals, partials, t, block_channel, first_filter, share, 0)
+        if CHANNELS > 1:
+            add_lanes(sums, totals, partials, t, block_channel, first_filter, share, 1)
 
     return conv2d_backward_filter_kernel
 

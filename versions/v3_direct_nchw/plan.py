@@ -85,7 +85,7 @@ class Strips:
 
 # 4 rows x 16 filters a thread: 6 loads and 48 shared floats for 192 FMAs. Small planes and few filters have smaller
 # strips, which means more threads.
-WIDE = Strip(name="wide", rows=4, filters=16, chunk=8, threads=128, filter_lanes=16, line=8, registers=128, ffma=0.78)
+WIDE = Strip(name="wide", rows=4, filters=16, chunk=8, threads=128, filter_lanes=16, line=8, registers=128, ffma=0.76)
 SMALL = Strip(name="small", rows=4, filters=8, chunk=8, threads=64, filter_lanes=8, line=8, registers=128, ffma=0.68)
 FEW_OUTPUTS = Strip(
     name="few outputs", rows=2, filters=3, chunk=16, threads=128, filter_lanes=4, line=8, registers=80, ffma=0.45
@@ -94,12 +94,12 @@ FEW_OUTPUTS = Strip(
 FOR_GPU = Strips(
     conv2d={strip.name: strip for strip in (WIDE, SMALL, FEW_OUTPUTS)},
     filter={
-        "wide": FilterStrip(name="wide", rows=2, filters=8, channels=2, threads=128, registers=255, ffma=0.7),
+        "wide": FilterStrip(name="wide", rows=2, filters=8, channels=2, threads=128, registers=255, ffma=0.68),
         "few inputs": FilterStrip(
             name="few inputs", rows=2, filters=8, channels=1, threads=96, registers=168, ffma=0.6
         ),
         "few outputs": FilterStrip(
-            name="few outputs", rows=2, filters=3, channels=2, threads=128, registers=152, ffma=0.6
+            name="few outputs", rows=2, filters=3, channels=2, threads=128, registers=152, ffma=0.55
         ),
     },
     warp=32,
