@@ -200,6 +200,37 @@ def _forward(operands: _Operands, stage: Stage) -> Case:
     return operands.case(lambda: backend.conv2d_forward(x_buffer, w_buffer, b_buffer, y, stage.relu), [y], judge)
 
 
+def _stage_forward(operands: _Operands, stage: Stage) -> Case:
+    """A stage as a whole, whether the version fuses it or not: what it pools or upsamples is what it has written."""
+    backend = operands.backend
+    x, x_buffer = operands.batch((stage.in_channels, stage.height, stage.width), 0.3)
+    w, w_buffer = operands.filters(stage)
+    b = operands.normal((stage.out_channels,))
+    b_buffer = operands.given(b)
+    y = operands.activations(stage.out_channels, stage.height, stage.width)
+    out = operands.activations(stage.out_channels, stage.out_height, stage.out_width) if stage.resample else y
+    resampled = {"maxpool": reference.maxpool_forward, "upsample": reference.upsample_forward}
+
+    def judge() -> list[Check]:
+        exact, magnitude = reference.conv2d_forward(x, w, b), reference.conv2d_forward(abs(x), abs(w), abs(b))
+        tolerance = sum_tolerance(TAPS * stage.in_channels + 1, magnitude, backend.precision)
+        expected = reference.relu(exact) if stage.relu else exact
+        checks = operands.check_batch(f"stage forward, {stage.resample}: y", y, expected, tolerance)
+        if stage.resample:
+            written = to_canonical(backend.read(y), backend.layout)
+            actual = to_canonical(backend.read(out), backend.layout)
+            checks.append(
+                check_close(f"stage forward, {stage.resample}", actual, resampled[stage.resample](written), EXACT)
+            )
+        return checks
+
+    return operands.case(
+        lambda: backend.stage_forward(stage, x_buffer, w_buffer, b_buffer, y, out),
+        [y, out] if out is not y else [y],
+        judge,
+    )
+
+
 def _backward_data(operands: _Operands, stage: Stage) -> Case:
     backend = operands.backend
     dy, dy_buffer = operands.batch((stage.out_channels, stage.height, stage.width), 0.1)
@@ -367,6 +398,7 @@ def _sgd(operands: _Operands, architecture: Architecture) -> Case:
 
 _STAGE_CASES: dict[str, Callable[[_Operands, Stage], Case]] = {
     Operation.FORWARD: _forward,
+    Operation.STAGE_FORWARD: _stage_forward,
     Operation.BACKWARD_DATA: _backward_data,
     Operation.BACKWARD_FILTER: _backward_filter,
     Operation.BACKWARD_BIAS: _backward_bias,

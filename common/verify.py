@@ -67,6 +67,7 @@ def _checks(
     for shape in shapes[:2] if small else shapes:
         n, _, k, height, width = shape
         yield from _resampling_checks(backend, (n, k, height, width), rng)
+        yield from stage_checks(backend, shape, rng)
         yield _relu_keeps_nan(backend, shape, rng)
     yield from _shared_checks(backend, rng)
     yield from _step_checks(backend, small=small)
@@ -104,6 +105,29 @@ def _resampling_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.
     backend.maxpool_forward(_upload(backend, y), out)
     kept = bool(np.isnan(_read(backend, out)[0, 0, 0, 0]))
     yield check_that(f"max-pool keeps NaN, {at}", kept, "a NaN was dropped")
+
+
+def stage_checks(backend: Backend, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Check]:
+    """Yield the checks of whole stages, forward, that pool or upsample; a version may fuse what is in them."""
+    n, c, k, height, width = shape
+    for resample in RESAMPLINGS:
+        scale = 2 if resample == "maxpool" else 1
+        stage = Stage("case", c, k, scale * height, scale * width, resample)
+        at = f"N{n} C{c} K{k} {stage.height}x{stage.width}"
+        yield from _stage_checks(backend, stage, Operation.STAGE_FORWARD, n, rng, at)
+        x = rng.standard_normal((n, c, stage.height, stage.width), np.float32)
+        column = min(2, stage.width - 1)  # where its NaN reaches only half of the first window
+        x[0, 0, 0, column] = np.nan
+        y = _upload(backend, np.zeros((n, k, stage.height, stage.width), np.float32))
+        out = _upload(backend, np.zeros((n, k, stage.out_height, stage.out_width), np.float32))
+        w, b = _upload(backend, np.ones((k, c, 3, 3), np.float32)), backend.upload(np.zeros(k, np.float32))
+        backend.stage_forward(stage, _upload(backend, x), w, b, y, out)
+        written = _read(backend, y)
+        expected = reference.maxpool_forward(written) if scale == 2 else reference.upsample_forward(written)
+        kept = np.isnan(written[0, :, 0, column]).all() and np.array_equal(
+            np.isnan(_read(backend, out)), np.isnan(expected)
+        )
+        yield check_that(f"stage forward, {resample}, keeps NaN, {at}", bool(kept), "a NaN was dropped")
 
 
 def _stage_checks(

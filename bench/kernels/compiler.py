@@ -126,10 +126,10 @@ def _linked_code(use: KernelUse) -> MachineCode:
     from common.gpu_jit import stated_registers
 
     try:
-        cubin, _ = link(use.kernel.py_func, use.types, LINKED, stated_registers(use.kernel))
+        linked = link(use.kernel.py_func, use.types, LINKED, stated_registers(use.kernel))
     except Exception as error:  # see compile_kernel
         raise CompileError(f"{use.name} does not compile for {target_name(LINKED)}: {error}") from error
-    return _machine_code(cubin, use.name)
+    return _machine_code(linked.cubin, use.name)
 
 
 def compile_kernel(
@@ -149,13 +149,17 @@ def compile_kernel(
     name = name or kernel.py_func.__name__
     bound, machine = stated_registers(kernel), None
     try:
-        ptx, _ = cuda.compile(kernel.py_func, types, device=False, cc=target, abi="numba", output="ptx", fastmath=False)
         if target == LINKED:
-            cubin, report = link(kernel.py_func, types, target, bound)
+            linked = link(kernel.py_func, types, target, bound)
+            ptx, report = linked.ptx, linked.report
+        else:
+            ptx, _ = cuda.compile(
+                kernel.py_func, types, device=False, cc=target, abi="numba", output="ptx", fastmath=False
+            )
     except Exception as error:  # Numba and the compilers raise many types; the message is what matters
         raise CompileError(f"{name} does not compile for {target_name(target)}: {error}") from error
     if target == LINKED:
-        machine = _machine_code(cubin, name) if disassembler() else None
+        machine = _machine_code(linked.cubin, name) if disassembler() else None
     else:
         report = _ptxas_report(ptx, target, bound, name)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.kernels.targets import Target, target_name
 from common.errors import UsageError
@@ -19,25 +21,38 @@ from common.errors import UsageError
 DISASSEMBLER_HINT = "the machine code cannot be read, nvdisasm is missing: python -m pip install nvidia-cuda-nvdisasm"
 
 
-def link(function: Callable, types: tuple, target: Target, registers: int | None) -> tuple[bytes, str]:
-    """Link a kernel's Python function under a register bound: its cubin, and what the linker reports of it.
+@dataclass(frozen=True)
+class Linked:
+    """A kernel as the linker leaves it."""
+
+    cubin: bytes
+    ptx: str
+    """The same code before registers are assigned."""
+    report: str
+    """Registers, spills and memory, in the linker's words."""
+
+
+def link(function: Callable, types: tuple, target: Target, registers: int | None) -> Linked:
+    """Link a kernel's Python function under a register bound.
 
     Numba, libNVVM and nvJitLink raise many types of exception.
     """
-    from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
 
     code, _ = cuda.compile(function, types, device=False, cc=target, abi="numba", output="ltoir", fastmath=False)
-    options = LinkerOptions(
-        arch=target_name(target),
-        max_register_count=registers,
-        link_time_optimization=True,
-        lineinfo=False,
-        verbose=True,  # adds the report and changes no code
-    )
-    linker = Linker(ObjectCode.from_ltoir(code), options=options)
+    # ``verbose`` adds the report and changes no code.
+    cubin, report = _linked(code, target, "cubin", max_register_count=registers, lineinfo=False, verbose=True)
+    ptx, _ = _linked(code, target, "ptx", ptx=True)
+    return Linked(cubin, ptx.decode(), report)
+
+
+def _linked(code: bytes, target: Target, output: str, **options: Any) -> tuple[bytes, str]:
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    chosen = LinkerOptions(arch=target_name(target), link_time_optimization=True, **options)
+    linker = Linker(ObjectCode.from_ltoir(code), options=chosen)
     try:
-        return linker.link("cubin").code, linker.get_info_log()
+        return linker.link(output).code, linker.get_info_log()
     finally:
         linker.close()
 

@@ -97,5 +97,6 @@ def shortened(text: str) -> str:
 
 
 def kernel_name(name: str) -> str:
-    """A kernel's name without the suffix that all of them have."""
-    return name.removesuffix("_kernel")
+    """A kernel's name without the suffix that all of them have; its variant stands apart."""
+    name, bracket, variant = name.partition("[")
+    return f"{name.removesuffix('_kernel')}{bracket and ' ['}{variant}"

@@ -127,29 +127,29 @@ class Tiling:
 FOR_GPU = Tiling(
     wide=ConvolutionTile(
         name="wide", rows=8, columns=16, filters=64, chunk=8, thread_pixels=8, thread_filters=8, vector=4,
-        threads=128, registers=128, ffma=0.82,
+        threads=128, registers=128, ffma=0.85,
     ),
     small=ConvolutionTile(
         name="small", rows=8, columns=8, filters=32, chunk=8, thread_pixels=4, thread_filters=4, vector=4,
-        threads=128, registers=128, ffma=0.65,
+        threads=128, registers=128, ffma=0.68,
     ),
     few_inputs=ConvolutionTile(
         name="few inputs", rows=8, columns=16, filters=64, chunk=3, thread_pixels=8, thread_filters=8, vector=1,
-        threads=128, registers=128, ffma=0.6,
+        threads=128, registers=128, ffma=0.76,
     ),
     few_outputs=FewOutputsTile(
-        rows=8, columns=16, filters=3, slices=8, thread_pixels=8, threads=128, registers=128, ffma=0.3
+        rows=8, columns=16, filters=3, slices=8, thread_pixels=8, threads=128, registers=128, ffma=0.7
     ),
     wide_filter=FilterTile(
         name="wide", rows=4, columns=16, filters=64, channels=16, thread_pixels=4, thread_filters=8, vector=4,
-        threads=128, registers=168, ffma=0.8,
+        threads=128, registers=168, ffma=0.82,
     ),
     small_filter=FilterTile(
         name="small", rows=8, columns=8, filters=64, channels=16, thread_pixels=4, thread_filters=8, vector=4,
-        threads=128, registers=168, ffma=0.8,
+        threads=128, registers=168, ffma=0.82,
     ),
     few_channels=FewChannelsTile(
-        rows=4, columns=16, few=3, many=256, thread_pixels=2, threads=128, registers=128, ffma=0.5
+        rows=4, columns=16, few=3, many=256, thread_pixels=2, threads=128, registers=128, ffma=0.6
     ),
     bias_threads=256,
     bias_pixels=64,

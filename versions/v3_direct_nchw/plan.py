@@ -88,15 +88,15 @@ class Strips:
 WIDE = Strip(name="wide", rows=4, filters=16, chunk=8, threads=128, filter_lanes=16, line=8, registers=128, ffma=0.76)
 SMALL = Strip(name="small", rows=4, filters=8, chunk=8, threads=64, filter_lanes=8, line=8, registers=128, ffma=0.68)
 FEW_OUTPUTS = Strip(
-    name="few outputs", rows=2, filters=3, chunk=16, threads=128, filter_lanes=4, line=8, registers=80, ffma=0.45
+    name="few outputs", rows=2, filters=3, chunk=16, threads=128, filter_lanes=4, line=8, registers=80, ffma=0.48
 )
 # 8 filters x 2 channels x 9 taps a thread: 28 loads for 288 FMAs.
 FOR_GPU = Strips(
     conv2d={strip.name: strip for strip in (WIDE, SMALL, FEW_OUTPUTS)},
     filter={
-        "wide": FilterStrip(name="wide", rows=2, filters=8, channels=2, threads=128, registers=255, ffma=0.68),
+        "wide": FilterStrip(name="wide", rows=2, filters=8, channels=2, threads=128, registers=255, ffma=0.74),
         "few inputs": FilterStrip(
-            name="few inputs", rows=2, filters=8, channels=1, threads=96, registers=168, ffma=0.6
+            name="few inputs", rows=2, filters=8, channels=1, threads=96, registers=168, ffma=0.65
         ),
         "few outputs": FilterStrip(
             name="few outputs", rows=2, filters=3, channels=2, threads=128, registers=152, ffma=0.55

@@ -27,6 +27,8 @@ def im2col_kernel_for(*, height: int, width: int):
             h = p // W
             v = p % W
             target = i // P * (9 * P) + p
+            values = cuda.local.array(9, np.float32)
+            # All nine are loaded before the first is stored, so that they are on their way together.
             for tap in range(9):
                 row = h + tap // 3 - 1
                 column = v + tap % 3 - 1
@@ -34,7 +36,9 @@ def im2col_kernel_for(*, height: int, width: int):
                 # Outside the picture is padding: zero.
                 if 0 <= row < H and 0 <= column < W:
                     value = x[unsigned(start + i + (tap // 3 - 1) * W + tap % 3 - 1)]
-                columns[unsigned(target + tap * P)] = value
+                values[tap] = value
+            for tap in range(9):
+                columns[unsigned(target + tap * P)] = values[tap]
 
     return im2col_kernel
 
