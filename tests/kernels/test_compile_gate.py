@@ -14,7 +14,7 @@ import pytest
 from bench.kernels import compiler
 from bench.kernels.compiler import rule_faults
 from bench.kernels.launches import KernelUse, Shape, kernel_uses
-from bench.kernels.linker import disassembler
+from bench.kernels.linker import Linked, disassembler
 from bench.kernels.targets import TARGETS, target_name
 from bench.records.kernels import CodeCounts, KernelResources, MachineCode
 from common.architecture import autoencoder
@@ -189,7 +189,7 @@ def test_a_disassembler_that_refuses_is_named(monkeypatch):
     def plain_kernel(x):
         x[0] = np.float32(1)
 
-    monkeypatch.setattr(compiler, "link", lambda *arguments: (b"no cubin", ""))
+    monkeypatch.setattr(compiler, "link", lambda *arguments: Linked(b"no cubin", "", ""))
     with pytest.raises(compiler.CompileError, match="nvdisasm refused plain_kernel for sm_90a: nvdisasm"):
         compiler.compile_kernel(plain_kernel, (VECTOR,), TARGET)
 

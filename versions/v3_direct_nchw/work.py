@@ -41,7 +41,8 @@ def _conv2d_work(stage: Stage, operation: Operation, channels: int, filters: int
             (n, filters, h, w),
             (blocks * strip.threads if forward else 0, filters),  # biases, once a thread
         ),
-        shared_loads_per_fma=1 / strip.rows,  # a weight is used for every row of the strip
+        # A weight is used for every row of the strip; weights are read four at a time.
+        shared_loads_per_fma=4 * -(-strip.filters // 4) / (strip.filters * strip.rows),
         fmas=channels * 9 * strip.rows * strip.filters,
         rounds=(-(-channels // strip.chunk), channels),
     )
