@@ -144,7 +144,7 @@ def test_describe_prints_the_work_of_the_gpu_kernels(described):
     assert described.returncode == 0, described.stderr
     lines = [line.split() for line in described.stdout.splitlines()]
     (row, kernel) = next(pair for pair in pairwise(lines) if pair[0][:2] == ["conv2", "forward"])
-    assert kernel == ["CONV2D_KERNELS[wide]"]
+    assert kernel == ["conv2d", "[wide]"]
     # FLOPs: 2 * 64 * 128 * 256 * 9 * 256. Least: x, w and y once. Shared loads: 10 + 24 floats for 192 multiply-adds.
     assert row[2] == "9,663.7"
     assert float(row[3]) == pytest.approx(4 * (64 * 256 * (256 + 128) + 9 * 256 * 128) / 1e6, abs=0.06)

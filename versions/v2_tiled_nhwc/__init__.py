@@ -30,10 +30,14 @@ computes 147,456 FLOPs. That is 49 FLOP per byte requested from global memory; V
 34 floats for 192 multiply-adds, 0.18 each. ``convbench describe --backend v2 --device gpu`` prints this for every
 kernel.
 
-Shared memory is padded so that the lanes of a warp store to different banks while they load the tiles of the wide
+How a tile gets into shared memory (``gpu_staging.py``): each thread loads all of its values into registers, waits
+until the tile before is no longer needed, and stores them. So its 48 loads are in flight together, and they are while
+other warps still multiply. Shared memory is padded so that the lanes of a warp store to different banks in the wide
 stages. Tiles are not double-buffered: two buffers of eight channels would exceed the 48 KB that a block may declare,
-and with two of four channels each load would use half of every 32-byte sector, with twice as many barriers. Instead,
-the other blocks of a multiprocessor compute while one loads.
+and with two of four channels each load would use half of every 32-byte sector, with twice as many barriers.
+
+A kernel is built for each shape of the network: sizes that the compiler knows turn divisions into shifts and make most
+guards disappear.
 
 On the CPU the caches replace shared memory, and vector registers replace the thread's tile. A few rows of a picture and
 128 channels are copied with their border, in the order of the sums, and filters are packed in the same order. Register

@@ -16,17 +16,21 @@ Who owns what on the GPU (sizes in ``plan.py``):
   owns a strip of 4 rows x 1 column for 16 filters (8 filters on 8x8 planes; 2 rows x 3 filters if there are three).
   Consecutive threads take strips in the order column, group of rows, picture. So a warp covers four rows of a 32x32
   plane, or two whole 8x8 planes of neighbouring pictures, and no lane is idle.
-- Backward filter: a thread owns 8 filters x 1 channel x 9 taps (3 x 2 x 9 if there are three filters) and every 32nd
-  column of a share of the pictures; it walks down each column. Neighbouring lanes take neighbouring columns, so a
-  warp's 32 sums are added at the end in shared memory. The warps of a block take neighbouring channels, so that they
-  read the same dy. A second kernel adds the shares in a fixed order.
+- Backward filter: a thread owns 8 filters x 2 channels x 9 taps (fewer in conv1 and conv5) and every 32nd column of a
+  share of the pictures; it walks down each column. Of the window of x two rows stay in registers from step to step, so
+  that each row is read once. Neighbouring lanes take neighbouring columns, so a warp's 32 sums are added at the end in
+  shared memory. The warps of a block take neighbouring channels, so that they read the same dy. A second kernel adds
+  the shares in a fixed order.
 - Backward bias: a block owns one filter and a share of the pictures, and adds its threads' sums by repeated halving. A
   second kernel adds the shares.
 
 Bytes moved: in forward a thread reads 18 inputs per channel for its 64 outputs; 14 of them belong to its neighbours.
 That is 1,152 FLOPs for 72 bytes requested from the cache, 16 FLOP per byte; V1 has 0.25. A weight is read from shared
-memory once for four rows, 0.25 floats per multiply-add. ``convbench describe --backend v3 --device gpu`` prints this
-for every kernel.
+memory once for four rows, 0.25 floats per multiply-add. The filter gradient reads 12 inputs and 16 gradients for 288
+multiply-adds. ``convbench describe --backend v3 --device gpu`` prints this for every kernel.
+
+A kernel is built for each shape of the network: sizes that the compiler knows turn divisions into shifts and make most
+guards disappear.
 
 On the CPU: a picture is copied once, plane by plane, with zeros between its rows. Each tap is then a shift of one long
 line, and vectors are full even if rows are short. The nine taps of three filters are unrolled.
