@@ -98,5 +98,5 @@ def shortened(text: str) -> str:
 
 def kernel_name(name: str) -> str:
     """A kernel's name without the suffix that all of them have; its variant stands apart."""
-    name, bracket, variant = name.partition("[")
-    return f"{name.removesuffix('_kernel')}{bracket and ' ['}{variant}"
+    name, bracket, variant = name.partition("_kernel[")
+    return f"{name} [{variant}" if bracket else name.removesuffix("_kernel")

@@ -108,7 +108,7 @@ def test_one_target_in_full(tmp_path):
 @needs_compilers
 def test_all_targets_and_a_shared_kernel_once(monkeypatch, capsys, tmp_path):
     """Two kernels of several versions for every target: tables of one target and of all, and a file."""
-    wanted = ("sgd_kernel", "im2col_kernel")
+    wanted = ("sgd_kernel", "conv2d_forward_kernel")
     uses = [use for use in launches.kernel_uses([find("v1"), find("v4")]) if use.name in wanted]
     monkeypatch.setattr(launches, "kernel_uses", lambda infos: uses)
     assert in_this_process(monkeypatch, "--backend", "v1", "--backend", "v4", "--out", str(tmp_path)) == 0
@@ -117,7 +117,7 @@ def test_all_targets_and_a_shared_kernel_once(monkeypatch, capsys, tmp_path):
     assert "compiled for sm_90a" in full
     assert "shared by v1, v4" in full
     assert "shared by v1, v4" in of_targets
-    (row,) = [line for line in of_targets.splitlines() if line.strip().startswith("im2col")]
+    (row,) = [line for line in of_targets.splitlines() if line.strip().startswith("conv2d_forward")]
     assert len(re.findall(r"\d+, +\d+ %", row)) == 4
     assert all(target_name(target) in of_targets for target in TARGETS)
     (path,) = (tmp_path / "runs").iterdir()

@@ -60,7 +60,7 @@ def test_loads_give_the_turns_where_there_is_no_multiply_add():
 
 def test_the_multiprocessor_with_the_most_blocks_decides():
     one = issue_s(CARD, shape(1), 1000, 0)
-    assert one == pytest.approx(1000 / 1e9)  # a block of four warps, one on each scheduler
+    assert one == pytest.approx(1000 / 1e9 / predict.BUSY_SHARE)  # a block of four warps, one on each scheduler
     assert issue_s(CARD, shape(10), 1000, 0) == one
     assert issue_s(CARD, shape(11), 1000, 0) == pytest.approx(2 * one)
     assert issue_s(CARD, shape(10, 32), 1000, 0) == one  # three schedulers have nothing to do
@@ -70,18 +70,22 @@ def test_the_multiprocessor_with_the_most_blocks_decides():
 
 def test_half_the_lanes_take_two_cycles_for_a_multiply_add():
     narrow = Card("narrow", 10, 64, 1e9, 1e12, "nobody")
-    assert issue_s(narrow, shape(), 1000, 400) == pytest.approx(1000 / 1e9)
-    assert issue_s(narrow, shape(), 1000, 800) == pytest.approx(1600 / 1e9)
+    assert issue_s(narrow, shape(), 1000, 400) == pytest.approx(1000 / 1e9 / predict.BUSY_SHARE)
+    assert issue_s(narrow, shape(), 1000, 800) == pytest.approx(1600 / 1e9 / predict.BUSY_SHARE)
 
 
 def test_the_longest_of_instructions_bytes_flops_and_launch():
     stated = {"fmas": 800_000, "rounds": (50,)}  # 10,000 turns of 100, 50 of 10 and of 20, and 50
     built = [Built([shape()], CODE)]
     slow = predict_kernel(CARD, work(**stated), built)
-    assert slow.time_s == slow.compute_s == pytest.approx((10_000 * 100 + 50 * 30 + 50) / 1e9)
+    cycles = (10_000 * 100 + 50 * 30 + 50) / predict.BUSY_SHARE
+    assert slow.time_s == slow.compute_s == pytest.approx(cycles / 1e9)
     assert (slow.limit, slow.launches, slow.at_least) == ("compute", 1, False)
     moved = predict_kernel(CARD, work(least_bytes=10**10, **stated), built)
-    assert (moved.time_s, moved.limit) == (pytest.approx(1e-2), "memory")
+    assert (moved.time_s, moved.limit) == (pytest.approx(1e-2 / predict.MEMORY_SHARE), "memory")
+    # A block of four warps loads its lines one after the other.
+    lines = predict_kernel(CARD, work(lines=10**6, **stated), built)
+    assert (lines.time_s, lines.limit) == (pytest.approx(4e6 / 1e9 / predict.BUSY_SHARE), "compute")
     counted = predict_kernel(CARD, work(flops=2 * 10 * 128 * 10**8, **stated), built)
     assert (counted.time_s, counted.limit) == (pytest.approx(0.1), "compute")
     short = predict_kernel(CARD, work(fmas=80), [Built([shape(), shape()], CODE)])
@@ -100,7 +104,7 @@ def test_products_fill_the_multiprocessors_tile_by_tile():
     def product(m, n, k, batch=1):
         return Product("conv2", Operation.FORWARD, m, n, k, batch)
 
-    tile_s = 128 * 128 * 8192 / 128e9 / predict.PRODUCT_SHARE
+    tile_s = 128 * 128 * 8192 / 128e9 / predict.BUSY_SHARE
     assert time_of(product(128, 128, 8192)) == pytest.approx(tile_s)
     assert time_of(product(640, 256, 8192)) == pytest.approx(tile_s)
     assert time_of(product(640, 257, 8192)) == pytest.approx(2 * tile_s)
@@ -108,7 +112,7 @@ def test_products_fill_the_multiprocessors_tile_by_tile():
     assert time_of(product(128, 32, 8192)) == pytest.approx(tile_s / 4)
     assert time_of(product(128, 128, 8192), product(128, 128, 8192)) == pytest.approx(2 * tile_s)
     assert time_of(product(10**4, 1, 10**4)) == pytest.approx(10**8 / 1280e9)
-    assert time_of() == pytest.approx(10**6 / 1280e9 / predict.PRODUCT_SHARE)
+    assert time_of() == pytest.approx(10**6 / 1280e9 / predict.BUSY_SHARE)
 
 
 def test_kernels_of_one_name_are_told_apart_by_stage_and_operation():

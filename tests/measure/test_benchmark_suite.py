@@ -273,6 +273,10 @@ NOT_SEEN_HERE = (
     broken.SpreadsNaN,
     broken.DiffersFromRunToRun,
     broken.BreaksItsWorkspace,
+    # The suite times operations, and whole steps; what a stage fuses is verified before.
+    broken.FusesPoolingWithoutTheLastValue,
+    broken.FusesPoolingThatDropsNaN,
+    broken.FusesUpsamplingShifted,
 )
 
 

@@ -148,7 +148,7 @@ def few_channels_filter_kernel_for(
     )
 
     @gpu_kernel(registers=tile.registers, variant="few inputs" if few_inputs else "few outputs", ffma=tile.ffma)
-    def conv2d_backward_filter_few_channels_kernel(few, many, partials, N):
+    def conv2d_narrow_filter_kernel(few, many, partials, N):
         # few (N,H,W,B)  many (N,H,W,A)  partials (shares,K,R,S,C), all flat; x is the few and dy the many, or reversed
         # grid (tiles of B, tiles of A, shares of the pixel tiles)  block (channels of the many)
         staged = cuda.shared.array(FEW_FLOATS, np.float32, ALIGNMENT)  # (halo row, halo column, few)
@@ -210,4 +210,4 @@ def few_channels_filter_kernel_for(
                         for tap in range(9):
                             partials[unsigned(corner + (8 - tap) * A)] = totals[(tap * FEW + b) * OWN + j]
 
-    return conv2d_backward_filter_few_channels_kernel
+    return conv2d_narrow_filter_kernel

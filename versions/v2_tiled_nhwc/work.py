@@ -66,7 +66,7 @@ def _filter_work(stage: Stage, n: int) -> list[KernelWork]:
         operands = (halo, few, -(-many // tile.many)), (pixels, many, -(-few // tile.few))
         # For a run of pixels and all nine taps: the few channels of the run with its halo.
         loads, products = 3 * (tile.thread_pixels + 2) * tile.few, tile.few * own
-        kernel = f"conv2d_backward_filter_few_channels_kernel[few {'inputs' if c <= k else 'outputs'}]"
+        kernel = f"conv2d_narrow_filter_kernel[few {'inputs' if c <= k else 'outputs'}]"
     else:
         operands = (halo, c, -(-k // tile.filters)), (pixels, k, -(-c // tile.channels))
         # For a run of pixels and all nine taps: a window of one channel, and each pixel's filters.
