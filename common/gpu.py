@@ -21,6 +21,7 @@ from common import gpu_kernels
 from common.architecture import Architecture
 from common.backend import Backend, Buffer, Precision
 from common.device import in_simulator
+from common.gpu_jit import BLOCK_BITS
 from common.gpu_launch import Call, IdentityCache, Launcher, Tape
 from common.work import MOST_LOSS_BLOCKS, sum_rows
 
@@ -231,7 +232,9 @@ class GpuBackend(Backend):
     # Launching --------------------------------------------------------------------------------------------------
 
     def launch(self, kernel: Any, values: int, *arguments: Any) -> None:
-        """Run ``kernel`` on a one-dimensional grid with at least ``values`` threads."""
+        """Run ``kernel`` on a one-dimensional grid with at least ``values`` threads. ValueError for too many."""
+        if values > BLOCK_BITS:  # kernels keep the number of a thread in so many bits
+            raise ValueError(f"{values} values are too many for one launch: at most {BLOCK_BITS}")
         block = self.runtime.threads_per_block
         self.launch_grid(kernel, (-(-values // block),), (block,), *arguments)
 

@@ -121,7 +121,7 @@ class Launcher:
             callbacks.remove(remember)
         try:
             packed = pack(compiled[0], self._shape, self._stream, arguments)
-        except (AttributeError, IndexError, TypeError) as error:
+        except (AttributeError, ImportError, IndexError, TypeError, ValueError, struct.error) as error:
             # Not a mistake of the caller: Numba has just launched with these arguments.
             _warn_of_slow_launches("no kernel came to pre_launch_callbacks" if not compiled else str(error))
             return None

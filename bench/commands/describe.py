@@ -27,7 +27,9 @@ class DescribeOptions:
     device: Annotated[str, typer.Option(help="cpu or gpu; it need not be here.", metavar="DEVICE")] = "cpu"
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64
     threads: Threads = None
-    card: Annotated[str, typer.Option(help="For predicted times: T4, A100, H100 or H200.", metavar="CARD")] = "H200"
+    card: Annotated[
+        str | None, typer.Option(help="For predicted times: T4, A100, H100 or H200 (the default).", metavar="CARD")
+    ] = None
 
 
 def describe_command(options: DescribeOptions) -> None:
@@ -42,9 +44,11 @@ def describe_command(options: DescribeOptions) -> None:
       convbench describe --backend v2 --device gpu       and V2's GPU kernels
       convbench describe --device gpu --card A100        predicted for another card
     """
-    card = find_card(options.card)
     info = find(options.backend)
     device = check_choice("device", options.device, DEVICES)
+    card = find_card(options.card or "H200")
+    if options.card and device != "gpu":
+        raise UsageError(f"--card {options.card} predicts GPU kernels: add --device gpu")
     check_number("batch size", options.batch_size, 1)
     threads = check_threads(options.threads)
     architecture, console = autoencoder(), Console()

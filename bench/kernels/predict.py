@@ -34,6 +34,7 @@ LAUNCH_S = 2.5e-6  # a typical time from one short kernel to the next
 BUSY_SHARE = 0.8  # of the cycles, in which a multiprocessor that has work does it
 MEMORY_SHARE = 0.9  # of the bandwidth of global memory
 TILE = 128  # rows and columns of the result that a multiprocessor computes at a time
+NARROWEST = 32  # rows or columns of the narrowest tile
 SCHEDULERS = 4  # of a multiprocessor
 LANES = 32  # threads of a warp
 
@@ -116,7 +117,9 @@ def _product_s(card: Card, product: Product) -> float:
     if min(m, n) == 1:
         return m * n * k * batch / card.fmas_per_s
     tiles = ceil(m / TILE) * ceil(n / TILE) * batch
-    tile_s = min(m, TILE) * min(n, TILE) * k / (card.lanes * card.clock_hz) / BUSY_SHARE
+    # A narrow product is computed in narrower tiles, but not in any width.
+    rows, columns = (min(TILE, NARROWEST * ceil(size / NARROWEST)) for size in (m, n))
+    tile_s = rows * columns * k / (card.lanes * card.clock_hz) / BUSY_SHARE
     return ceil(tiles / card.multiprocessors) * tile_s
 
 
@@ -175,7 +178,8 @@ def _assumptions(card: Card) -> list[str]:
         f"with {card.lanes} lanes each, {card.bytes_per_s / 1e12:g} TB/s ({card.source}).",
         "Compute: the machine code for sm_90a times the turns of its loops, on the multiprocessor with most blocks: "
         f"an instruction a cycle on each of four schedulers, or a line of 128 bytes loaded, in {100 * BUSY_SHARE:g} % "
-        "of the cycles. At least the FLOPs at the card's peak.",
+        "of the cycles. At least the FLOPs at the card's peak. "
+        "Left out: the bandwidth and bank conflicts of shared memory.",
         "Turns: of the hot loop, from the multiply-adds or loads that the version states; of the loops around it, as "
         "stated; of every other loop, one a turn of the loop around it. "
         "≥: the version does not state the turns of the hot loop, and it is taken once.",
@@ -183,4 +187,5 @@ def _assumptions(card: Card) -> list[str]:
         f"{LAUNCH_S * 1e6:g} µs, and launches do not overlap.",
         f"cuBLAS: tiles of {TILE} x {TILE}, one at a time on a multiprocessor, in {100 * BUSY_SHARE:g} % of the "
         "cycles at its peak in float32; multiprocessors do not share the sums of a tile.",
+        "A difference of less than about a third between two predictions says nothing.",
     ]

@@ -55,7 +55,11 @@ BAD = {
     "learning rate that float32 loses": (["run", "--learning-rate", "1e-60"], ["1e-60", "float32"]),
     "a newline in a path": (["run", "--out", "file/a\nb"], ["file/a"]),
     "describe unknown": (["describe", "--backend", "v9"], ["'v9'"]),
-    "describe unknown card": (["describe", "--card", "K80"], ["'K80'", "T4", "A100", "H100", "H200"]),
+    "describe unknown card": (
+        ["describe", "--device", "gpu", "--card", "K80"],
+        ["'K80'", "T4", "A100", "H100", "H200"],
+    ),
+    "describe card without GPU": (["describe", "--card", "A100"], ["--card A100", "--device gpu"]),
     "describe zero": (["describe", "--batch-size", "0"], ["batch size 0"]),
     "check unknown": (["check", "--backend", "v9"], ["'v9'"]),
 }

@@ -134,3 +134,9 @@ def test_a_kernel_that_nothing_launches_is_a_fault(monkeypatch):
 def test_a_version_without_gpu_code_is_a_usage_error():
     with pytest.raises(UsageError, match=r"v1 has no GPU kernels: there is no bench\.gpu"):
         launches.gpu_module(replace(find("v1"), package="bench"))
+
+
+def test_more_values_than_a_kernel_can_count_are_refused():
+    backend = launches.gpu_module(find("v1")).make_backend(runtime=launches.RecordingRuntime("v1"))
+    with pytest.raises(ValueError, match="2147483648 values are too many for one launch"):
+        backend.launch("a_kernel", 2**31)

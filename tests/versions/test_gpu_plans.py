@@ -161,3 +161,9 @@ def test_a_stage_of_one_pixel_has_a_tile_and_a_strip():
     stage = Stage("tiny", 1, 1, 1, 1)
     assert v2.conv2d_tile(1, 1, 1, 1).pixel_tiles(1, stage.height, stage.width) == 1
     assert v3.conv2d_strip(1, 1).blocks(1, stage.height, stage.width) == 1
+
+
+@pytest.mark.parametrize(("rows", "channels"), [(3, 1), (2, 4)])
+def test_v3_filter_strips_of_other_sizes_are_refused(rows, channels):
+    with pytest.raises(ValueError, match=f"1 or 2 rows and channels, not {rows} and {channels}"):
+        v3.FilterStrip(name="tall", rows=rows, filters=8, channels=channels, threads=128, registers=255)

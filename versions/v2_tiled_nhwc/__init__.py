@@ -30,9 +30,10 @@ computes 147,456 FLOPs. That is 49 FLOP per byte requested from global memory; V
 34 floats for 192 multiply-adds, 0.18 each. ``convbench describe --backend v2 --device gpu`` prints this for every
 kernel.
 
-How a tile gets into shared memory (``gpu_staging.py``): each thread loads all of its values into registers, waits
-until the tile before is no longer needed, and stores them. So its 48 loads are in flight together, and they are while
-other warps still multiply. Shared memory is padded so that the lanes of a warp store to different banks in the wide
+How a tile gets into shared memory (``gpu_staging.py``): each thread loads its values into registers, waits until the
+tile before is no longer needed, and stores them. So the 48 loads of a thread in the convolution are in flight together,
+while other warps still multiply; the filter gradient has too few registers for that and loads dy before the barrier, x
+after it. Shared memory is padded so that the lanes of a warp store to different banks in the wide
 stages. Tiles are not double-buffered: two buffers of eight channels would exceed the 48 KB that a block may declare,
 and with two of four channels each load would use half of every 32-byte sector, with twice as many barriers.
 

@@ -31,6 +31,8 @@ def conv2d_kernel_for(*, strip: Strip, height: int, width: int, channels: int, f
     BANK, LINE, LANES = strip.bank, strip.line, strip.filter_lanes
     WEIGHT_ROWS, ROWS_AT_ONCE = CHUNK * 9, THREADS // LANES
     LOADS, WEIGHT_FLOATS = -(-WEIGHT_ROWS // ROWS_AT_ONCE), CHUNK * 9 * BANK
+    if C * 9 > INDEX_BITS:
+        raise ValueError(f"{C} channels are too many for this kernel: at most {INDEX_BITS // 9}")
     # Where sizes divide, these are true and the compiler drops the guard.
     ALL_CHANNELS, ALL_FILTERS = C % CHUNK == 0, K % FILTERS == 0
     ALL_STAGED = WEIGHT_ROWS % ROWS_AT_ONCE == 0 and LANES == FILTERS

@@ -57,13 +57,19 @@ class FilterStrip:
 
     name: str
     rows: int
+    """1 or 2."""
     filters: int
     channels: int
-    """Input channels of a thread; the warps of a block take neighbouring groups."""
+    """Input channels of a thread, 1 or 2; the warps of a block take neighbouring groups."""
     threads: int
     registers: int
     """As in ``Strip``, and so is the next."""
     ffma: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sizes that the kernel does not have: its loops over them are written out."""
+        if not {self.rows, self.channels} <= {1, 2}:
+            raise ValueError(f"a strip has 1 or 2 rows and channels, not {self.rows} and {self.channels}")
 
     def block_channels(self, warp: int) -> int:
         """Input channels that a block covers."""

@@ -20,7 +20,7 @@ the side with fewer channels. For conv5 (256 -> 3) the column matrix then has 27
     ============ ======================== ===========================
 
 Layout: pictures (N, C, H, W), filters (K, C, R, S). A picture is already a (C, H*W) matrix and a filter bank a
-(K, C*R*S) matrix. Only the flipped filters w' (C, K*R*S) need a copy, once a step.
+(K, C*R*S) matrix. Only the flipped filters w' (C, K*R*S) need a copy, in each operation that uses them.
 
 Who owns what on the GPU: in im2col, one thread per position of a plane, which writes its nine values; in the kernel
 after a product, one thread per value of the picture or per window of the pooling, which adds its nine values of the

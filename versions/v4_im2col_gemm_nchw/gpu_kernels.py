@@ -61,7 +61,9 @@ def finish_kernel_for(*, height: int, width: int, filters: int, folded: bool, bi
     VALUES = SIDE * SIDE
     ROWS, COLUMNS, P = H // SIDE, W // SIDE, H * W
 
-    @gpu_kernel(registers=64, variant=f"{'fold' if folded else 'product'}, {resample or 'no resampling'}")
+    variant = ", ".join(filter(None, ("fold" if folded else "product", bias and "bias", resample)))
+
+    @gpu_kernel(registers=64, variant=variant)
     def finish_kernel(columns, b, y, out, start, start_out, planes, relu):
         # columns (planes,9,P), read if folded  b (K,), read if there is a bias
         # y (planes,H,W) from ``start`` on; it holds the product if not folded  out from ``start_out`` on

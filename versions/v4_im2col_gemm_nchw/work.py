@@ -36,7 +36,7 @@ def _convolution_work(stage: Stage, n: int, operation: Operation, channels: int,
     out = n * filters * stage.out_height * stage.out_width if resample else 0
     threads = y // 4 if resample == "maxpool" else y
     biases = threads if forward else 0
-    follows = f"{'product' if unfold else 'fold'}, {resample or 'no resampling'}"
+    follows = ", ".join(filter(None, ("product" if unfold else "fold", forward and "bias", resample)))
     rows = []
 
     def row(kernel: str, flops: int, least: int, asked: int | None) -> None:
