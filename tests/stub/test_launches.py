@@ -150,11 +150,12 @@ def test_an_error_of_the_driver_names_the_kernel(runtime, launcher, x, driver):
         driver.refuse(0)
 
 
+@pytest.mark.parametrize("error", [AttributeError, ImportError, ValueError], ids=lambda error: error.__name__)
 def test_without_numbas_packing_launches_are_numbas_own_and_a_warning_says_so(
-    runtime, launcher, x, driver, monkeypatch
+    runtime, launcher, x, driver, monkeypatch, error
 ):
     def moved(*arguments):
-        raise AttributeError("'_Kernel' object has no attribute '_prepare_args'")
+        raise error("'_Kernel' object has no attribute '_prepare_args'")
 
     monkeypatch.setattr(gpu_launch, "pack", moved)
     said = r"numba-cuda [\d.]+: '_Kernel' object has no attribute '_prepare_args', so launches are Numba's own"
