@@ -32,15 +32,16 @@ def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, chann
     SHARED_FLOATS, BLOCK_SUMS = THREADS * PITCH, THREADS // WARP * SUMS
     TURNS = -(-BLOCK_SUMS // THREADS)
     # Where sizes divide, these are true and the compiler drops the guard.
-    ALL_CHANNELS, ALL_FILTERS = C % BLOCK_CHANNELS == 0, K % FILTERS == 0
+    ALL_CHANNELS, ALL_FILTERS, ALL_ROWS = C % BLOCK_CHANNELS == 0, K % FILTERS == 0, H % ROWS == 0
 
     @cuda.jit(device=True, inline="always")
-    def load_row(x, window, first_channel, corner, v, h, i):
+    def load_row(x, window, first_channel, corner, v, h, i, present):
         # Row h of the planes from ``corner`` on, three columns around v of each channel, into row i of the window.
+        # ``present``: the row is known to be inside the picture.
         for s in range(3):
             near = v + s - 1
             # Outside the picture is padding, past the last channel nothing: zero.
-            inside = h < H and 0 <= near < W
+            inside = (present or h < H) and 0 <= near < W
             place = corner + h * W + near
             for c in range(CHANNELS):
                 value = np.float32(0)
@@ -103,7 +104,7 @@ def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, chann
                 for s in range(3):
                     window[c * COLUMN + ROWS * 3 + s] = np.float32(0)
             corner = (n * C + first_channel) * PLANE
-            load_row(x, window, first_channel, corner, v, 0, ROWS + 1)
+            load_row(x, window, first_channel, corner, v, 0, ROWS + 1, True)
             for top in range(0, H, ROWS):
                 # The last two rows of the window before are the first two of this one.
                 for i in range(6):
@@ -113,12 +114,12 @@ def filter_kernel_for(*, strip: Strip, warp: int, height: int, width: int, chann
                     for j in range(FILTERS):
                         value = np.float32(0)
                         # Below the picture or past the last filter: zero.
-                        if top + p < H and (ALL_FILTERS or first_filter + j < K):
+                        if (ALL_ROWS or top + p < H) and (ALL_FILTERS or first_filter + j < K):
                             value = dy[unsigned((n * K + first_filter + j) * PLANE + (top + p) * W + v)]
                         gradients[p * FILTERS + j] = value
-                load_row(x, window, first_channel, corner, v, top + 1, 2)
+                load_row(x, window, first_channel, corner, v, top + 1, 2, ALL_ROWS and ROWS > 1)
                 if ROWS > 1:
-                    load_row(x, window, first_channel, corner, v, top + 2, 3)
+                    load_row(x, window, first_channel, corner, v, top + 2, 3, False)
                 # Written out: a newer compiler leaves a loop of so many products as it is, and its arrays in memory.
                 multiply(totals, window, gradients, 0, 0)
                 if CHANNELS > 1:

@@ -100,12 +100,12 @@ FEW_OUTPUTS = Strip(
 FOR_GPU = Strips(
     conv2d={strip.name: strip for strip in (WIDE, SMALL, FEW_OUTPUTS)},
     filter={
-        "wide": FilterStrip(name="wide", rows=2, filters=8, channels=2, threads=128, registers=255, ffma=0.74),
+        "wide": FilterStrip(name="wide", rows=2, filters=8, channels=2, threads=128, registers=255, ffma=0.77),
         "few inputs": FilterStrip(
-            name="few inputs", rows=2, filters=8, channels=1, threads=96, registers=168, ffma=0.65
+            name="few inputs", rows=2, filters=8, channels=1, threads=96, registers=168, ffma=0.7
         ),
         "few outputs": FilterStrip(
-            name="few outputs", rows=2, filters=3, channels=2, threads=128, registers=152, ffma=0.55
+            name="few outputs", rows=2, filters=3, channels=2, threads=128, registers=152, ffma=0.6
         ),
     },
     warp=32,
