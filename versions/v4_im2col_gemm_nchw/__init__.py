@@ -24,7 +24,8 @@ Layout: pictures (N, C, H, W), filters (K, C, R, S). A picture is already a (C, 
 
 Who owns what on the GPU: in im2col, one thread per position of a plane, which writes its nine values; in the kernel
 after a product, one thread per value of the picture or per window of the pooling, which adds its nine values of the
-columns in a fixed order, without atomics, then the bias, applies ReLU, and pools or upsamples; cuBLAS does the rest.
+columns in a fixed order, without atomics, then the bias, applies ReLU, and pools or upsamples (pooling after a fold has
+a kernel of its own: together they are slower); cuBLAS does the rest.
 In the filter gradient the products of the pictures are separate, so that they fill a large card, and a kernel adds
 them. On the CPU each thread processes one picture at a time with its own column matrix, small enough for the cache,
 and single-threaded BLAS.

@@ -14,7 +14,7 @@ import numpy as np
 from common.architecture import TAPS, Architecture
 from common.gpu import GpuBackend, Operand
 from versions.v4_im2col_gemm_nchw.gpu_kernels import finish_kernel_for, flip_filters_kernel_for, im2col_kernel_for
-from versions.v4_im2col_gemm_nchw.plan import parts, workspace
+from versions.v4_im2col_gemm_nchw.plan import fuses_resampling, parts, workspace
 
 
 class Im2colGemmGpu(GpuBackend):
@@ -33,6 +33,9 @@ class Im2colGemmGpu(GpuBackend):
         self._ones = self.upload(np.ones(shapes["ones"], np.float32))
 
     def stage_forward(self, stage, x, w, b, y, out):
+        if not fuses_resampling(stage):
+            super().stage_forward(stage, x, w, b, y, out)
+            return
         self._convolve(x, w, b, y, stage.relu, out=out, resample=stage.resample)
 
     def conv2d_forward(self, x, w, b, y, relu):

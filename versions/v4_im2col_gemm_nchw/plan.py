@@ -18,6 +18,14 @@ def flipped(stage: Stage) -> bool:
     return stage.in_channels > stage.out_channels
 
 
+def fuses_resampling(stage: Stage) -> bool:
+    """Whether what follows a product on the GPU also pools or upsamples.
+
+    Not where it folds and pools: lanes would read every second column, which costs more than a second kernel.
+    """
+    return not (flipped(stage) and stage.resample == "maxpool")
+
+
 def workspace(architecture: Architecture, batch_size: int, device: Device, threads: int) -> dict[str, tuple[int, ...]]:
     """Workspace buffers in floats. On the GPU they stay under 75 MB together, unless one picture alone needs more."""
     stages = architecture.stages

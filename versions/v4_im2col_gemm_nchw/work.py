@@ -5,18 +5,19 @@ from __future__ import annotations
 from common.architecture import TAPS, Architecture, Stage
 from common.operations import Operation
 from common.work import KernelWork, float_bytes, sum_kernel, sum_rows, taps_inside
-from versions.v4_im2col_gemm_nchw.plan import filter_parts, flipped, narrow_channels
+from versions.v4_im2col_gemm_nchw.plan import filter_parts, flipped, fuses_resampling, narrow_channels
 
 
 def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
     """Every convolution kernel of a training step on the GPU, those of a part of the batch taken together.
 
-    The forward pass of a stage includes what follows the convolution.
+    Where the forward pass of a stage is fused, it includes what follows the convolution.
     """
     work = []
     for i, stage in enumerate(architecture.stages):
         c, k = stage.in_channels, stage.out_channels
-        work += _convolution_work(stage, batch_size, Operation.STAGE_FORWARD, c, k)
+        forward = Operation.STAGE_FORWARD if fuses_resampling(stage) else Operation.FORWARD
+        work += _convolution_work(stage, batch_size, forward, c, k)
         if i > 0:  # no operation needs the gradient of the pictures
             work += _convolution_work(stage, batch_size, Operation.BACKWARD_DATA, k, c)
         work += _filter_work(stage, batch_size, architecture)
@@ -28,11 +29,11 @@ def gpu_work(architecture: Architecture, batch_size: int) -> list[KernelWork]:
 
 def _convolution_work(stage: Stage, n: int, operation: Operation, channels: int, filters: int) -> list[KernelWork]:
     """Forward, or backward data with channels and filters exchanged: unfold and multiply, or multiply and fold."""
-    forward = operation is Operation.STAGE_FORWARD
+    forward = operation is not Operation.BACKWARD_DATA
     unfold = channels < filters or (channels == filters and forward)
     pixels, weights = n * stage.height * stage.width, stage.weight_count
     columns, y = pixels * TAPS * min(channels, filters), pixels * filters
-    resample = stage.resample if forward else None
+    resample = stage.resample if operation is Operation.STAGE_FORWARD else None
     out = n * filters * stage.out_height * stage.out_width if resample else 0
     threads = y // 4 if resample == "maxpool" else y
     biases = threads if forward else 0
