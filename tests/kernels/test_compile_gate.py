@@ -36,20 +36,21 @@ needs_disassembler = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def record():
-    """Every kernel of every version for one target; for the others one shape of each kernel, to save minutes."""
+    """Every kernel for one target; for the oldest and the newest target one shape of each kernel, to save minutes."""
     uses = kernel_uses(REGISTRY)
     found = compiler.compile_record(uses, [TARGET], [], [])
     first = {(use.name, *use.versions): use for use in reversed(uses)}
-    others = compiler.compile_record(list(first.values()), [each for each in TARGETS if each != TARGET], [], [])
+    others = compiler.compile_record(list(first.values()), [TARGETS[0], TARGETS[-1]], [], [])
     found.rows += others.rows
     found.faults += others.faults
     return found
 
 
-def test_every_kernel_keeps_the_rules_on_every_target(record):
+def test_every_kernel_keeps_the_rules(record):
     assert record.faults == []
     for name in names():
-        assert {row.target for row in record.rows if name in row.versions} == set(map(target_name, TARGETS))
+        assert target_name(TARGET) in {row.target for row in record.rows if name in row.versions}
+    assert {row.target for row in record.rows} == set(map(target_name, (TARGETS[0], TARGET, TARGETS[-1])))
 
 
 @pytest.mark.parametrize("info", REGISTRY, ids=names())
