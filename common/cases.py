@@ -181,52 +181,61 @@ def check_batch(
 # Operations of a stage ------------------------------------------------------------------------------------------------
 
 
-def _forward(operands: _Operands, stage: Stage) -> Case:
-    backend = operands.backend
+@dataclass(frozen=True)
+class _Convolution:
+    """The operands of a stage's convolution on the device, and what it has to give."""
+
+    operands: tuple[Buffer, Buffer, Buffer]
+    """x, w and b."""
+    y: Buffer
+    expected: Callable[[], tuple[np.ndarray, np.ndarray]]
+    """y, after the ReLU if the stage has one, and its tolerance."""
+
+
+def _convolution(operands: _Operands, stage: Stage) -> _Convolution:
     x, x_buffer = operands.batch((stage.in_channels, stage.height, stage.width), 0.3)
     w, w_buffer = operands.filters(stage)
     b = operands.normal((stage.out_channels,))
     b_buffer = operands.given(b)
     y = operands.activations(stage.out_channels, stage.height, stage.width)
 
-    def judge() -> list[Check]:
+    def expected() -> tuple[np.ndarray, np.ndarray]:
         exact = reference.conv2d_forward(x, w, b)
         magnitude = reference.conv2d_forward(abs(x), abs(w), abs(b))
-        tolerance = sum_tolerance(TAPS * stage.in_channels + 1, magnitude, backend.precision)
-        if stage.relu:
-            return operands.check_batch("forward, ReLU", y, reference.relu(exact), tolerance)
-        return operands.check_batch("forward", y, exact, tolerance)
+        tolerance = sum_tolerance(TAPS * stage.in_channels + 1, magnitude, operands.backend.precision)
+        return (reference.relu(exact) if stage.relu else exact), tolerance
 
-    return operands.case(lambda: backend.conv2d_forward(x_buffer, w_buffer, b_buffer, y, stage.relu), [y], judge)
+    return _Convolution((x_buffer, w_buffer, b_buffer), y, expected)
+
+
+def _forward(operands: _Operands, stage: Stage) -> Case:
+    convolution = _convolution(operands, stage)
+    y, name = convolution.y, "forward, ReLU" if stage.relu else "forward"
+    return operands.case(
+        lambda: operands.backend.conv2d_forward(*convolution.operands, y, stage.relu),
+        [y],
+        lambda: operands.check_batch(name, y, *convolution.expected()),
+    )
 
 
 def _stage_forward(operands: _Operands, stage: Stage) -> Case:
     """A stage as a whole, whether the version fuses it or not: what it pools or upsamples is what it has written."""
-    backend = operands.backend
-    x, x_buffer = operands.batch((stage.in_channels, stage.height, stage.width), 0.3)
-    w, w_buffer = operands.filters(stage)
-    b = operands.normal((stage.out_channels,))
-    b_buffer = operands.given(b)
-    y = operands.activations(stage.out_channels, stage.height, stage.width)
+    backend, convolution = operands.backend, _convolution(operands, stage)
+    y = convolution.y
     out = operands.activations(stage.out_channels, stage.out_height, stage.out_width) if stage.resample else y
     resampled = {"maxpool": reference.maxpool_forward, "upsample": reference.upsample_forward}
+    name = f"stage forward, {stage.resample}"
 
     def judge() -> list[Check]:
-        exact, magnitude = reference.conv2d_forward(x, w, b), reference.conv2d_forward(abs(x), abs(w), abs(b))
-        tolerance = sum_tolerance(TAPS * stage.in_channels + 1, magnitude, backend.precision)
-        expected = reference.relu(exact) if stage.relu else exact
-        checks = operands.check_batch(f"stage forward, {stage.resample}: y", y, expected, tolerance)
+        checks = operands.check_batch(f"{name}: y", y, *convolution.expected())
         if stage.resample:
-            written = to_canonical(backend.read(y), backend.layout)
-            actual = to_canonical(backend.read(out), backend.layout)
-            checks.append(
-                check_close(f"stage forward, {stage.resample}", actual, resampled[stage.resample](written), EXACT)
-            )
+            written, actual = (to_canonical(backend.read(buffer), backend.layout) for buffer in (y, out))
+            checks.append(check_close(name, actual, resampled[stage.resample](written), EXACT))
         return checks
 
     return operands.case(
-        lambda: backend.stage_forward(stage, x_buffer, w_buffer, b_buffer, y, out),
-        [y, out] if out is not y else [y],
+        lambda: backend.stage_forward(stage, *convolution.operands, y, out),
+        [y, out] if stage.resample else [y],
         judge,
     )
 
