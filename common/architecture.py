@@ -25,7 +25,8 @@ class Stage:
     """One convolution, and the ReLU and resampling after it.
 
     ``height`` and ``width`` are the size at the convolution, which does not change it. A stage with a ``resample`` has
-    a ReLU before the resampling; a stage without one is linear.
+    a ReLU before the resampling; a stage without one is linear. ``upsampled`` says that the stage before ends with an
+    upsampling, so that each 2x2 block of this convolution's input has one value.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     height: int
     width: int
     resample: Resample | None = None
+    upsampled: bool = False
 
     @property
     def relu(self) -> bool:
@@ -76,12 +78,14 @@ class Architecture:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        """Raise UsageError if a stage's input is not the output of the stage before it."""
+        """Raise UsageError if a stage's input is not the output of the stage before it, or not upsampled as it says."""
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             given = (before.out_channels, before.out_height, before.out_width)
             wanted = (after.in_channels, after.height, after.width)
             if given != wanted:
                 raise UsageError(f"{after.name} takes (C, H, W) = {wanted}, but {before.name} gives {given}")
+            if after.upsampled != (before.resample == "upsample"):
+                raise UsageError(f"{after.name} has upsampled={after.upsampled}, but {before.name} is before it")
 
     @property
     def parameter_count(self) -> int:
@@ -151,8 +155,8 @@ def autoencoder(
             Stage("conv1", channels, outer, height, width, "maxpool"),
             Stage("conv2", outer, inner, height // 2, width // 2, "maxpool"),
             Stage("conv3", inner, inner, height // 4, width // 4, "upsample"),
-            Stage("conv4", inner, outer, height // 2, width // 2, "upsample"),
-            Stage("conv5", outer, channels, height, width),
+            Stage("conv4", inner, outer, height // 2, width // 2, "upsample", upsampled=True),
+            Stage("conv5", outer, channels, height, width, upsampled=True),
         )
     )
 

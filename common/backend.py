@@ -3,7 +3,8 @@
 A version implements four operations: the convolution with bias and optional ReLU, and its three gradients. The device
 classes ``CpuBackend`` and ``GpuBackend`` implement what all versions share: memory, the element-wise operations, the
 loss and SGD. By default a stage (convolution, ReLU, resampling) calls these operations one after another. A version
-that fuses some of them overrides ``stage_forward`` or ``stage_backward``; nothing else changes.
+that fuses some of them overrides ``stage_forward`` or ``stage_backward``; nothing else changes. One that overrides both
+needs no operations of its own, and says in ``stage_plan`` what its stages write and keep.
 
 Ownership: the network owns every buffer and passes views of them to the backend. The backend owns its workspace and
 allocates it in ``prepare``. No operation allocates. An operation reads its inputs, overwrites its whole output, and
@@ -17,14 +18,14 @@ Axis letters: N batch, H height, W width, C input channels, K filters, R x S the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from common.architecture import Architecture, Stage
+from common.plans import Layout, StagePlan, operations_plan
 
-Layout = Literal["NHWC", "NCHW"]
 Device = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "tf32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -32,11 +33,6 @@ Buffer = Any
 
 LAYOUT_FROM_NCHW = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
 LAYOUT_TO_NCHW = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
-
-
-def activation_shape(layout: Layout, n: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Shape of N pictures or activations in ``layout``."""
-    return (n, channels, height, width) if layout == "NCHW" else (n, height, width, channels)
 
 
 def filter_shape(layout: Layout, filters: int, channels: int, window: int = 3) -> tuple[int, int, int, int]:
@@ -106,23 +102,28 @@ class Backend(ABC):
         """
         work()
 
-    # Operations that each version implements ---------------------------------------------------------------------
+    # Operations that each version implements, unless it has whole stages only --------------------------------------
 
-    @abstractmethod
+    @property
+    def whole_stages(self) -> bool:
+        """Whether the version has whole stages only, and none of the four operations."""
+        return type(self).conv2d_forward is Backend.conv2d_forward
+
     def conv2d_forward(self, x: Buffer, w: Buffer, b: Buffer, y: Buffer, relu: bool) -> None:
         """Write y = conv(x, w) + b, then max(y, 0) if ``relu``; 3x3, stride 1, padding 1 (cross-correlation)."""
+        raise NotImplementedError(f"{type(self).__name__} has whole stages only")
 
-    @abstractmethod
     def conv2d_backward_data(self, dy: Buffer, w: Buffer, dx: Buffer) -> None:
         """Write the gradient with respect to the convolution's input."""
+        raise NotImplementedError(f"{type(self).__name__} has whole stages only")
 
-    @abstractmethod
     def conv2d_backward_filter(self, x: Buffer, dy: Buffer, dw: Buffer) -> None:
         """Write the gradient with respect to the filters, summed over the batch."""
+        raise NotImplementedError(f"{type(self).__name__} has whole stages only")
 
-    @abstractmethod
     def conv2d_backward_bias(self, dy: Buffer, db: Buffer) -> None:
         """Write the gradient with respect to the biases (K,): the sum of dy over N, H and W."""
+        raise NotImplementedError(f"{type(self).__name__} has whole stages only")
 
     # Shared by the versions of a device -------------------------------------------------------------------------
 
@@ -166,8 +167,15 @@ class Backend(ABC):
 
     # A stage ----------------------------------------------------------------------------------------------------
 
-    def stage_forward(self, stage: Stage, x: Buffer, w: Buffer, b: Buffer, y: Buffer, out: Buffer) -> None:
-        """Run convolution, ReLU and resampling: x -> y -> out; without resampling ``out`` is ``y``."""
+    def stage_plan(self, stage: Stage, n: int) -> StagePlan:
+        """What the version writes and keeps in a stage for n pictures; the same as its package's ``stage_plan``."""
+        return operations_plan(stage, n, self.layout)
+
+    def stage_forward(
+        self, stage: Stage, x: Buffer, w: Buffer, b: Buffer, out: Buffer, kept: Mapping[str, Buffer]
+    ) -> None:
+        """Run convolution, ReLU and resampling; ``out`` and ``kept`` are the buffers of ``stage_plan``."""
+        y = kept.get("y", out)
         self.conv2d_forward(x, w, b, y, stage.relu)
         if stage.resample == "maxpool":
             self.maxpool_forward(y, out)
@@ -179,22 +187,23 @@ class Backend(ABC):
         stage: Stage,
         x: Buffer,
         w: Buffer,
-        y: Buffer,
         dout: Buffer,
+        kept: Mapping[str, Buffer],
         dw: Buffer,
         db: Buffer,
         dx: Buffer | None,
     ) -> None:
         """From ``dout`` compute the gradients of the stage's parameters and, unless ``dx`` is None, of its input.
 
-        Memory is reused: the gradient of the convolution's output replaces ``y``, and ``dx`` may share memory with
-        ``x``. The filter gradient reads x and therefore comes first.
+        Memory is reused: here the gradient of the convolution's output replaces ``kept["y"]``, and ``dx`` may share
+        memory with ``x``. The filter gradient reads x and therefore comes first. A version with whole stages only
+        leaves ``kept`` as it is.
         """
+        dy = kept.get("y", dout)
         if stage.resample == "maxpool":
-            self.relu_maxpool_backward(y, dout, y)
+            self.relu_maxpool_backward(dy, dout, dy)
         elif stage.resample == "upsample":
-            self.relu_upsample_backward(y, dout, y)
-        dy = y if stage.resample is not None else dout
+            self.relu_upsample_backward(dy, dout, dy)
         self.conv2d_backward_filter(x, dy, dw)
         self.conv2d_backward_bias(dy, db)
         if dx is not None:

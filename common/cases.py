@@ -1,12 +1,7 @@
 """One operation of a training step, made ready to be called and checked: the same case for the checker and the clock.
 
 A case fills the outputs with NaN, calls the operation once or as often as a timing needs, and then compares what the
-outputs hold with the float64 reference, and the inputs with what they were. Inputs are random, with a mean away from
-zero so that a wrong border or a missing bias cannot hide among cancelling terms.
-
-A batch can repeat a few distinct pictures in random order. The reference then computes only those few, and every value
-of every picture is still compared; a sum over the batch is the sum over the distinct pictures, each as often as it
-occurs. Each picture of the batch has memory of its own, so caches gain nothing from the repetition.
+outputs hold with the float64 reference, and the inputs with what they were. Whole stages are in ``stage_cases.py``.
 
 Operations that the network runs in place (the gradients through pooling and upsampling, the loss's gradient) write to a
 buffer of their own here: in place they would find other inputs at each call.
@@ -14,35 +9,23 @@ buffer of their own here: in place they would find other inputs at each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from common import reference
 from common.architecture import TAPS, Architecture, Stage
-from common.backend import Backend, Buffer, activation_shape, filter_shape, from_canonical, to_canonical
+from common.backend import Backend, filter_shape, to_canonical
 from common.checks import EXACT, UNIT_ROUNDOFF, Check, check_close, check_that, sum_tolerance
+from common.operands import Case, Operands
 from common.operations import WHOLE_STEP, Operation, OperationWork
+from common.plans import activation_shape
+from common.stage_cases import exact_forward, stage_backward, stage_forward
 
 DISTINCT = 4  # pictures that a timed batch repeats
 LEARNING_RATE = 2.0**-10  # about the default, 0.001, and exact in float32
-INPUTS = "inputs"  # name of the check that no input changed
 LOSSES, LOSS_STEP = 4, 2  # length of the buffer of losses, and the index of this step
-
-
-@dataclass(frozen=True)
-class Case:
-    """Something to check or to time."""
-
-    call: Callable[[], None]
-    """Does it once; on a GPU it is only queued."""
-    poison: Callable[[], None]
-    """Fills every output with NaN."""
-    check: Callable[[], list[Check]]
-    """Waits, and judges what the calls since ``poison`` have left."""
-    read: Callable[[], list[np.ndarray]] = list
-    """Copies the outputs; nothing where they differ from call to call."""
 
 
 def operation_case(
@@ -61,7 +44,7 @@ def operation_case(
     Raises ValueError for an operation that the network does not have.
     """
     stages = {stage.name: stage for stage in architecture.stages}
-    operands = _Operands(backend, batch_size, min(distinct, batch_size), rng)
+    operands = Operands(backend, batch_size, min(distinct, batch_size), rng)
     if prepare:
         backend.prepare(architecture, batch_size)
     if work.stage == WHOLE_STEP and work.operation in _STEP_CASES:
@@ -71,176 +54,26 @@ def operation_case(
     raise ValueError(f"{work.id} is no operation of this network")
 
 
-class _Operands:
-    """Makes operands, and remembers those that must not change."""
-
-    def __init__(self, backend: Backend, batch_size: int, distinct: int, rng: np.random.Generator) -> None:
-        self.backend = backend
-        self.rng = rng
-        # Every distinct picture comes at least once.
-        self.which = rng.permutation(
-            np.concatenate([np.arange(distinct), rng.integers(0, distinct, batch_size)])[:batch_size]
-        )
-        """The distinct picture that each picture of the batch repeats."""
-        self.counts = np.bincount(self.which, minlength=distinct).astype(np.float64)
-        self._inputs: list[tuple[Buffer, np.ndarray, np.ndarray | None]] = []
-
-    def normal(self, shape: tuple[int, ...], mean: float = 0.0) -> np.ndarray:
-        """Random float32."""
-        return self.rng.standard_normal(shape, np.float32) + np.float32(mean)
-
-    def batch(self, shape: tuple[int, int, int], mean: float = 0.0) -> tuple[np.ndarray, Buffer]:
-        """Distinct random pictures (D, C, H, W), and a batch of them on the device."""
-        return self._batch_of(self.normal((len(self.counts), *shape), mean))
-
-    def rectified(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, Buffer]:
-        """Like ``batch``, but what a ReLU could give; half of the pooling windows are rounded, so maxima are equal."""
-        channels, height, width = shape
-        base = np.maximum(self.normal((len(self.counts), *shape)), 0)
-        rounded = self.rng.random((len(self.counts), channels, -(-height // 2), -(-width // 2))) < 0.5
-        rounded = rounded.repeat(2, axis=2).repeat(2, axis=3)[:, :, :height, :width]
-        return self._batch_of(np.where(rounded, np.round(4 * base) / 4, base))
-
-    def _batch_of(self, base: np.ndarray) -> tuple[np.ndarray, Buffer]:
-        laid = from_canonical(base, self.backend.layout)
-        buffer = self.backend.upload(laid[self.which])
-        self._inputs.append((buffer, laid, self.which))
-        return base, buffer
-
-    def given(self, array: np.ndarray) -> Buffer:
-        """An input on the device as it is: filters in the backend's layout, a vector, bytes."""
-        buffer = self.backend.upload(array)
-        self._inputs.append((buffer, array, None))
-        return buffer
-
-    def filters(self, stage: Stage) -> tuple[np.ndarray, Buffer]:
-        """Random filters, canonical and on the device."""
-        w = self.normal((stage.out_channels, stage.in_channels, 3, 3), 0.2)
-        return w, self.given(from_canonical(w, self.backend.layout))
-
-    def activations(self, channels: int, height: int, width: int) -> Buffer:
-        """An output buffer for the batch."""
-        return self.backend.empty(activation_shape(self.backend.layout, len(self.which), channels, height, width))
-
-    def case(self, call: Callable[[], None], outputs: Sequence[Buffer], judge: Callable[[], list[Check]]) -> Case:
-        """Put the case together, its outputs poisoned; ``judge`` compares them."""
-
-        def poison() -> None:
-            self.backend.synchronize()
-            for buffer in outputs:
-                self.backend.write(buffer, np.full(buffer.shape, np.nan, np.float32))
-
-        def read() -> list[np.ndarray]:
-            self.backend.synchronize()
-            return [self.backend.read(buffer) for buffer in outputs]
-
-        def check() -> list[Check]:
-            self.backend.synchronize()
-            return [*judge(), self._check_inputs()]
-
-        poison()
-        return Case(call, poison, check, read)
-
-    def check_batch(
-        self, name: str, buffer: Buffer, expected: np.ndarray, tolerance: np.ndarray | float
-    ) -> list[Check]:
-        """Compare each picture of a batch with the distinct one that it has to be."""
-        return [check_batch(name, self.backend, buffer, expected, tolerance, self.which)]
-
-    def _check_inputs(self) -> Check:
-        changed = sum(not self._kept(*entry) for entry in self._inputs)
-        return check_that(INPUTS, not changed, f"{changed} of {len(self._inputs)} inputs changed")
-
-    def _kept(self, buffer: Buffer, array: np.ndarray, which: np.ndarray | None) -> bool:
-        now = self.backend.read(buffer)
-        if which is None:
-            return np.array_equal(now, array)
-        return all(np.array_equal(picture, array[i]) for picture, i in zip(now, which, strict=True))
-
-
-def check_batch(
-    name: str,
-    backend: Backend,
-    buffer: Buffer,
-    expected: np.ndarray,
-    tolerance: np.ndarray | float,
-    which: np.ndarray,
-) -> Check:
-    """Compare a batch on the device with ``expected[which]``, canonical, a picture at a time to save memory."""
-    tolerance = np.broadcast_to(tolerance, expected.shape)
-    worst = 0.0
-    for n, (picture, i) in enumerate(zip(backend.read(buffer), which, strict=True)):
-        actual = to_canonical(picture[None], backend.layout)
-        check = check_close(name, actual, expected[i : i + 1], tolerance[i : i + 1])
-        if not check.passed:
-            return replace(check, detail=f"picture {n}: {check.detail}")
-        worst = max(worst, check.worst)
-    return Check(name, True, worst)
-
-
 # Operations of a stage ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    """The operands of a stage's convolution on the device, and what it has to give."""
-
-    operands: tuple[Buffer, Buffer, Buffer]
-    """x, w and b."""
-    y: Buffer
-    expected: Callable[[], tuple[np.ndarray, np.ndarray]]
-    """y, after the ReLU if the stage has one, and its tolerance."""
-
-
-def _convolution(operands: _Operands, stage: Stage) -> _Convolution:
+def _forward(operands: Operands, stage: Stage) -> Case:
     x, x_buffer = operands.batch((stage.in_channels, stage.height, stage.width), 0.3)
     w, w_buffer = operands.filters(stage)
     b = operands.normal((stage.out_channels,))
     b_buffer = operands.given(b)
-    y = operands.activations(stage.out_channels, stage.height, stage.width)
-
-    def expected() -> tuple[np.ndarray, np.ndarray]:
-        exact = reference.conv2d_forward(x, w, b)
-        magnitude = reference.conv2d_forward(abs(x), abs(w), abs(b))
-        tolerance = sum_tolerance(TAPS * stage.in_channels + 1, magnitude, operands.backend.precision)
-        return (reference.relu(exact) if stage.relu else exact), tolerance
-
-    return _Convolution((x_buffer, w_buffer, b_buffer), y, expected)
-
-
-def _forward(operands: _Operands, stage: Stage) -> Case:
-    convolution = _convolution(operands, stage)
-    y, name = convolution.y, "forward, ReLU" if stage.relu else "forward"
-    return operands.case(
-        lambda: operands.backend.conv2d_forward(*convolution.operands, y, stage.relu),
-        [y],
-        lambda: operands.check_batch(name, y, *convolution.expected()),
-    )
-
-
-def _stage_forward(operands: _Operands, stage: Stage) -> Case:
-    """A stage as a whole, whether the version fuses it or not: what it pools or upsamples is what it has written."""
-    backend, convolution = operands.backend, _convolution(operands, stage)
-    y = convolution.y
-    out = operands.activations(stage.out_channels, stage.out_height, stage.out_width) if stage.resample else y
-    resampled = {"maxpool": reference.maxpool_forward, "upsample": reference.upsample_forward}
-    name = f"stage forward, {stage.resample}"
+    y, name = operands.activations(stage.out_channels, stage.height, stage.width), "forward"
 
     def judge() -> list[Check]:
-        checks = operands.check_batch(f"{name}: y", y, *convolution.expected())
-        if stage.resample:
-            written, actual = (to_canonical(backend.read(buffer), backend.layout) for buffer in (y, out))
-            checks.append(check_close(name, actual, resampled[stage.resample](written), EXACT))
-        return checks
+        exact, tolerance = exact_forward(stage, x, w, b, operands.backend.precision)
+        return operands.check_batch(f"{name}, ReLU" if stage.relu else name, y, exact, tolerance)
 
     return operands.case(
-        lambda: backend.stage_forward(stage, *convolution.operands, y, out),
-        [y, out] if stage.resample else [y],
-        judge,
+        lambda: operands.backend.conv2d_forward(x_buffer, w_buffer, b_buffer, y, stage.relu), [y], judge
     )
 
 
-def _backward_data(operands: _Operands, stage: Stage) -> Case:
+def _backward_data(operands: Operands, stage: Stage) -> Case:
     backend = operands.backend
     dy, dy_buffer = operands.batch((stage.out_channels, stage.height, stage.width), 0.1)
     w, w_buffer = operands.filters(stage)
@@ -254,7 +87,7 @@ def _backward_data(operands: _Operands, stage: Stage) -> Case:
     return operands.case(lambda: backend.conv2d_backward_data(dy_buffer, w_buffer, dx), [dx], judge)
 
 
-def _backward_filter(operands: _Operands, stage: Stage) -> Case:
+def _backward_filter(operands: Operands, stage: Stage) -> Case:
     backend = operands.backend
     x, x_buffer = operands.batch((stage.in_channels, stage.height, stage.width), 0.3)
     dy, dy_buffer = operands.batch((stage.out_channels, stage.height, stage.width), 0.1)
@@ -270,7 +103,7 @@ def _backward_filter(operands: _Operands, stage: Stage) -> Case:
     return operands.case(lambda: backend.conv2d_backward_filter(x_buffer, dy_buffer, dw), [dw], judge)
 
 
-def _backward_bias(operands: _Operands, stage: Stage) -> Case:
+def _backward_bias(operands: Operands, stage: Stage) -> Case:
     backend = operands.backend
     dy, dy_buffer = operands.batch((stage.out_channels, stage.height, stage.width), 0.1)
     db = backend.empty((stage.out_channels,))
@@ -284,7 +117,7 @@ def _backward_bias(operands: _Operands, stage: Stage) -> Case:
     return operands.case(lambda: backend.conv2d_backward_bias(dy_buffer, db), [db], judge)
 
 
-def _maxpool(operands: _Operands, stage: Stage) -> Case:
+def _maxpool(operands: Operands, stage: Stage) -> Case:
     y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     out = operands.activations(stage.out_channels, stage.out_height, stage.out_width)
     return operands.case(
@@ -294,7 +127,7 @@ def _maxpool(operands: _Operands, stage: Stage) -> Case:
     )
 
 
-def _maxpool_backward(operands: _Operands, stage: Stage) -> Case:
+def _maxpool_backward(operands: Operands, stage: Stage) -> Case:
     y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     dout, dout_buffer = operands.batch((stage.out_channels, stage.out_height, stage.out_width))
     dy = operands.activations(stage.out_channels, stage.height, stage.width)
@@ -305,7 +138,7 @@ def _maxpool_backward(operands: _Operands, stage: Stage) -> Case:
     )
 
 
-def _upsample(operands: _Operands, stage: Stage) -> Case:
+def _upsample(operands: Operands, stage: Stage) -> Case:
     y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     out = operands.activations(stage.out_channels, stage.out_height, stage.out_width)
     return operands.case(
@@ -315,7 +148,7 @@ def _upsample(operands: _Operands, stage: Stage) -> Case:
     )
 
 
-def _upsample_backward(operands: _Operands, stage: Stage) -> Case:
+def _upsample_backward(operands: Operands, stage: Stage) -> Case:
     y, y_buffer = operands.rectified((stage.out_channels, stage.height, stage.width))
     dout, dout_buffer = operands.batch((stage.out_channels, stage.out_height, stage.out_width))
     dy = operands.activations(stage.out_channels, stage.height, stage.width)
@@ -331,7 +164,7 @@ def _upsample_backward(operands: _Operands, stage: Stage) -> Case:
 # Operations of the step -----------------------------------------------------------------------------------------------
 
 
-def _gather(operands: _Operands, architecture: Architecture) -> Case:
+def _gather(operands: Operands, architecture: Architecture) -> Case:
     """A batch out of more than four times as many pictures, in random order, from a start between two batches."""
     backend, n = operands.backend, len(operands.which)
     start, count = 2 * n + 1, 4 * n + 1
@@ -347,7 +180,7 @@ def _gather(operands: _Operands, architecture: Architecture) -> Case:
     return operands.case(lambda: backend.gather_batch(images_buffer, order_buffer, start, x), [x], judge)
 
 
-def _loss(operands: _Operands, architecture: Architecture) -> Case:
+def _loss(operands: Operands, architecture: Architecture) -> Case:
     backend = operands.backend
     shape = activation_shape(backend.layout, len(operands.which), *architecture.output_shape)
     prediction, target = operands.normal(shape), operands.rng.random(shape, np.float32)
@@ -373,7 +206,7 @@ def _loss(operands: _Operands, architecture: Architecture) -> Case:
     )
 
 
-def _sgd(operands: _Operands, architecture: Architecture) -> Case:
+def _sgd(operands: Operands, architecture: Architecture) -> Case:
     """The one operation that must be in place: its calls are counted, and the parameters must have moved as often.
 
     Each subtraction may round by half a unit, and always the same way; so the tolerance grows with the calls.
@@ -405,9 +238,10 @@ def _sgd(operands: _Operands, architecture: Architecture) -> Case:
     return replace(case, poison=restore)
 
 
-_STAGE_CASES: dict[str, Callable[[_Operands, Stage], Case]] = {
+_STAGE_CASES: dict[str, Callable[[Operands, Stage], Case]] = {
     Operation.FORWARD: _forward,
-    Operation.STAGE_FORWARD: _stage_forward,
+    Operation.STAGE_FORWARD: stage_forward,
+    Operation.STAGE_BACKWARD: stage_backward,
     Operation.BACKWARD_DATA: _backward_data,
     Operation.BACKWARD_FILTER: _backward_filter,
     Operation.BACKWARD_BIAS: _backward_bias,
@@ -416,7 +250,7 @@ _STAGE_CASES: dict[str, Callable[[_Operands, Stage], Case]] = {
     Operation.UPSAMPLE: _upsample,
     Operation.UPSAMPLE_BACKWARD: _upsample_backward,
 }
-_STEP_CASES: dict[str, Callable[[_Operands, Architecture], Case]] = {
+_STEP_CASES: dict[str, Callable[[Operands, Architecture], Case]] = {
     Operation.GATHER: _gather,
     Operation.LOSS: _loss,
     Operation.SGD: _sgd,

@@ -1,50 +1,37 @@
 """The network on a backend: it owns the buffers and runs the stages forward and backward. No device code here.
 
-Memory is planned from the architecture alone. The gradient of an activation needs no memory of its own: the gradient of
-a convolution's output replaces that output after the ReLU and pooling decisions have been read from it, and the
-gradient of a stage's input replaces that input after the filter gradient has read it. One buffer therefore holds an
-activation and later its gradient. All parameters are in one flat buffer and their gradients in another, so that SGD is
-one pass.
+Memory is planned from the architecture and from what the version says of its stages. The gradient of an activation
+needs no memory of its own: the gradient of a stage's input replaces that input after the filter gradient has read it,
+and in most versions the gradient of a convolution's output replaces that output after the ReLU and pooling decisions
+have been read from it. One buffer therefore holds an activation and later its gradient. All parameters are in one flat
+buffer and their gradients in another, so that SGD is one pass.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
-from common.architecture import Architecture
-from common.backend import Backend, Buffer, Layout, activation_shape, filter_shape, from_canonical, to_canonical
+from common.architecture import Architecture, Stage
+from common.backend import Backend, Buffer, filter_shape, from_canonical, to_canonical
+from common.plans import BufferPlan, Layout, StagePlan, activation_shape
 
 ALIGNMENT = 64  # floats: each parameter starts on a 256-byte boundary of the flat buffer
 
 
-@dataclass(frozen=True)
-class BufferPlan:
-    """One buffer of the network: its shape in the backend's layout, and its purpose."""
-
-    name: str
-    shape: tuple[int, ...]
-    purpose: str
-
-    @property
-    def bytes(self) -> int:
-        """Size in bytes; every buffer is float32."""
-        return 4 * prod(self.shape)
-
-
-def plan_activations(architecture: Architecture, batch_size: int, layout: Layout) -> list[BufferPlan]:
-    """Plan the input, each convolution's output and each resampled output; each later holds its gradient."""
+def plan_activations(
+    architecture: Architecture, batch_size: int, layout: Layout, stage_plan: Callable[[Stage, int], StagePlan]
+) -> list[BufferPlan]:
+    """Plan the input, and for each stage what the version keeps and its output."""
     channels, height, width = architecture.input_shape
     plans = [BufferPlan("input", activation_shape(layout, batch_size, channels, height, width), "batch of pictures")]
     for stage in architecture.stages:
-        shape = activation_shape(layout, batch_size, stage.out_channels, stage.height, stage.width)
-        plans.append(BufferPlan(stage.name, shape, "activation, gradient"))
-        if stage.resample is not None:
-            shape = activation_shape(layout, batch_size, stage.out_channels, stage.out_height, stage.out_width)
-            plans.append(BufferPlan(f"{stage.name}.{stage.resample}", shape, "activation, gradient"))
+        planned = stage_plan(stage, batch_size)
+        plans += [*planned.kept.values(), planned.output]
     return plans
 
 
@@ -88,8 +75,8 @@ class _Views:
     """Views of the first n pictures of each activation buffer, for batches of n pictures."""
 
     picture: Buffer
-    convolved: list[Buffer]
     outputs: list[Buffer]
+    kept: list[dict[str, Buffer]]
 
 
 class Network:
@@ -100,7 +87,8 @@ class Network:
     ) -> None:
         """Allocate all buffers and copy ``parameters`` (canonical order) into the backend's layout.
 
-        Raises ValueError if a stage before the last does not resample: its output and gradient would share memory.
+        Raises ValueError if a stage before the last does not resample: what it keeps would be its output, which the
+        gradient to it replaces.
         """
         if any(stage.resample is None for stage in architecture.stages[:-1]):
             raise ValueError("every stage but the last must resample, or an output and its gradient share memory")
@@ -121,8 +109,8 @@ class Network:
             self.gradients[name] = self._flat_gradients[span].reshape(shape)
         self.write_parameters(parameters)
 
-        plans = plan_activations(architecture, batch_size, backend.layout)
-        self.activations = {plan.name: backend.empty(plan.shape) for plan in plans}
+        plans = plan_activations(architecture, batch_size, backend.layout, backend.stage_plan)
+        self.activations = {plan.name: backend.empty(plan.shape, plan.dtype) for plan in plans}
         self._views: dict[int, _Views] = {}
 
     def write_parameters(self, parameters: dict[str, np.ndarray]) -> None:
@@ -143,11 +131,11 @@ class Network:
         """Views for a batch of n pictures, created at the first use of each n."""
         if n not in self._views:
             cut = {name: buffer if n == self.batch_size else buffer[:n] for name, buffer in self.activations.items()}
-            stages = self.architecture.stages
+            plans = [self.backend.stage_plan(stage, n) for stage in self.architecture.stages]
             self._views[n] = _Views(
                 picture=cut["input"],
-                convolved=[cut[stage.name] for stage in stages],
-                outputs=[cut[f"{stage.name}.{stage.resample}" if stage.resample else stage.name] for stage in stages],
+                outputs=[cut[plan.output.name] for plan in plans],
+                kept=[{key: cut[buffer.name] for key, buffer in plan.kept.items()} for plan in plans],
             )
         return self._views[n]
 
@@ -155,10 +143,10 @@ class Network:
         """Run the first ``stages`` (all if None) on the n pictures in the input buffer and return the last output."""
         views = self.views(n)
         x = views.picture
-        walk = zip(self.architecture.stages, views.convolved, views.outputs, strict=True)
-        for stage, y, out in itertools.islice(walk, stages):
+        walk = zip(self.architecture.stages, views.outputs, views.kept, strict=True)
+        for stage, out, kept in itertools.islice(walk, stages):
             weight, bias = self.parameters[f"{stage.name}.weight"], self.parameters[f"{stage.name}.bias"]
-            self.backend.stage_forward(stage, x, weight, bias, y, out)
+            self.backend.stage_forward(stage, x, weight, bias, out, kept)
             x = out
         return x
 
@@ -172,8 +160,8 @@ class Network:
                 stage,
                 inputs[i],
                 self.parameters[f"{stage.name}.weight"],
-                views.convolved[i],
                 views.outputs[i],
+                views.kept[i],
                 self.gradients[f"{stage.name}.weight"],
                 self.gradients[f"{stage.name}.bias"],
                 inputs[i] if i > 0 else None,
@@ -194,7 +182,8 @@ class Network:
     def poison(self) -> None:
         """Fill every activation and gradient with NaN, so that a value that a step does not write is detected."""
         for buffer in [*self.activations.values(), *self.gradients.values()]:
-            self.backend.write(buffer, np.full(buffer.shape, np.nan, np.float32))
+            poison = np.nan if buffer.dtype == np.float32 else np.iinfo(buffer.dtype).max
+            self.backend.write(buffer, np.full(buffer.shape, poison, buffer.dtype))
 
     def _read(self, buffers: dict[str, Buffer]) -> dict[str, np.ndarray]:
         self.backend.synchronize()

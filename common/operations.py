@@ -7,11 +7,13 @@ moves more, or computes more, gets no credit for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
 from common.architecture import Architecture, Stage
+from common.plans import StagePlan
 
 FLOAT_BYTES = 4
 WHOLE_STEP = "step"  # takes the stage's place for operations that belong to no stage: gather, loss, SGD
@@ -61,6 +63,14 @@ STAGE_METHODS = {"stage_forward": Operation.STAGE_FORWARD, "stage_backward": Ope
 """The methods that a version overrides to fuse operations."""
 
 FORWARD_PASS = (Operation.FORWARD, Operation.MAXPOOL, Operation.UPSAMPLE, Operation.STAGE_FORWARD)
+BACKWARD_PASS = (
+    Operation.MAXPOOL_BACKWARD,
+    Operation.UPSAMPLE_BACKWARD,
+    Operation.BACKWARD_FILTER,
+    Operation.BACKWARD_BIAS,
+    Operation.BACKWARD_DATA,
+    Operation.STAGE_BACKWARD,
+)
 
 
 def float_bytes(*shapes: tuple[int, ...]) -> int:
@@ -84,18 +94,28 @@ class OperationWork:
         return f"{self.stage}-{self.operation}"
 
 
-def step_work(architecture: Architecture, batch_size: int) -> list[OperationWork]:
-    """Every operation of a training step of ``batch_size`` pictures, in the order in which a step takes them."""
+def step_work(
+    architecture: Architecture, batch_size: int, plans: Sequence[StagePlan] | None = None
+) -> list[OperationWork]:
+    """Every operation of a training step of ``batch_size`` pictures, in the order in which a step takes them.
+
+    With ``plans``, one for each stage, these are whole stages instead of their operations: their FLOPs are those of the
+    version's products, and their bytes those of the buffers that it plans.
+    """
     n = batch_size
     picture = n * architecture.values_per_image
     forward: list[OperationWork] = []
     backward: list[list[OperationWork]] = []
-    for stage in architecture.stages:
-        ahead, back = _stage_work(stage, n)
+    for i, stage in enumerate(architecture.stages):
+        # Nothing needs the gradient to the picture.
+        data = i > 0
+        if plans is None:
+            ahead, back = _stage_work(stage, n, data=data)
+        else:
+            x = plans[i - 1].output.bytes if i else float_bytes((n, *architecture.input_shape))
+            ahead, back = _whole_stage_work(stage, plans[i], x, data=data)
         forward += ahead
         backward.append(back)
-    # Nothing needs the gradient to the picture.
-    backward[0] = [work for work in backward[0] if work.operation is not Operation.BACKWARD_DATA]
     parameters = architecture.parameter_count
     return [
         # A byte and a float a value, an index a picture.
@@ -107,8 +127,22 @@ def step_work(architecture: Architecture, batch_size: int) -> list[OperationWork
     ]
 
 
-def _stage_work(stage: Stage, n: int) -> tuple[list[OperationWork], list[OperationWork]]:
-    """The operations of the forward and of the backward pass of a stage, in order."""
+def _whole_stage_work(
+    stage: Stage, plan: StagePlan, input_bytes: int, *, data: bool
+) -> tuple[list[OperationWork], list[OperationWork]]:
+    """The forward and the backward pass of a stage as a whole, the latter with ``data`` to its input too."""
+    parameters = float_bytes((stage.parameter_count,))
+    moved = input_bytes + parameters + plan.output.bytes + sum(buffer.bytes for buffer in plan.kept.values())
+    flops = plan.filter_flops + data * plan.data_flops
+    backward_bytes = moved + data * (input_bytes + parameters)
+    return (
+        [OperationWork(stage.name, Operation.STAGE_FORWARD, plan.forward_flops, moved)],
+        [OperationWork(stage.name, Operation.STAGE_BACKWARD, flops, backward_bytes)],
+    )
+
+
+def _stage_work(stage: Stage, n: int, *, data: bool) -> tuple[list[OperationWork], list[OperationWork]]:
+    """The operations of the forward and of the backward pass of a stage, in order, the latter with or without data."""
     x = (n, stage.in_channels, stage.height, stage.width)
     y = (n, stage.out_channels, stage.height, stage.width)
     out = (n, stage.out_channels, stage.out_height, stage.out_width)
@@ -122,8 +156,9 @@ def _stage_work(stage: Stage, n: int) -> tuple[list[OperationWork], list[Operati
     backward = [
         work(Operation.BACKWARD_FILTER, flops, x, y, w),
         work(Operation.BACKWARD_BIAS, prod(y), y, b),
-        work(Operation.BACKWARD_DATA, flops, y, w, x),
     ]
+    if data:
+        backward.append(work(Operation.BACKWARD_DATA, flops, y, w, x))
     if stage.resample == "maxpool":
         forward.append(work(Operation.MAXPOOL, 3 * prod(out), y, out))
         backward.insert(0, work(Operation.MAXPOOL_BACKWARD, 4 * prod(out), y, out, y))

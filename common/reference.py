@@ -62,13 +62,12 @@ def relu(y: np.ndarray) -> np.ndarray:
 
 def maxpool_forward(y: np.ndarray) -> np.ndarray:
     """2x2, stride-2 maximum: (N, K, H/2, W/2)."""
-    return _windows(y).max(axis=-1)
+    return windows(y).max(axis=-1)
 
 
 def relu_maxpool_backward(y: np.ndarray, dout: np.ndarray) -> np.ndarray:
     """Gradient through pooling and the ReLU before it: to the first maximum of each window of y, if positive."""
-    windows = _windows(y)
-    winner = windows.argmax(axis=-1)  # NumPy returns the first one, and _windows is in row-major window order
+    winner = windows(y).argmax(axis=-1)  # NumPy returns the first one, and ``windows`` is in row-major window order
     spread = (np.arange(4) == winner[..., None]) * dout[..., None]
     n, k, half_height, half_width = dout.shape
     dy = spread.reshape(n, k, half_height, half_width, 2, 2).transpose(0, 1, 2, 4, 3, 5).reshape(y.shape)
@@ -82,7 +81,7 @@ def upsample_forward(y: np.ndarray) -> np.ndarray:
 
 def relu_upsample_backward(y: np.ndarray, dout: np.ndarray) -> np.ndarray:
     """Gradient through upsampling and the ReLU before it: the sum over each 2x2 block, where y is positive."""
-    return _windows(dout).sum(axis=-1) * (y > 0)
+    return windows(dout).sum(axis=-1) * (y > 0)
 
 
 def mse_loss(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -164,7 +163,7 @@ def _pad(x: np.ndarray) -> np.ndarray:
     return np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
 
 
-def _windows(y: np.ndarray) -> np.ndarray:
+def windows(y: np.ndarray) -> np.ndarray:
     """(N, K, H, W) to (N, K, H/2, W/2, 4): each 2x2 window in row-major order."""
     n, k, height, width = y.shape
     return y.reshape(n, k, height // 2, 2, width // 2, 2).transpose(0, 1, 2, 4, 3, 5).reshape(n, k, height // 2, -1, 4)
@@ -172,6 +171,6 @@ def _windows(y: np.ndarray) -> np.ndarray:
 
 def _pooling_margin(y: np.ndarray) -> float:
     """Smallest gap between the two largest values of a window; windows without a positive value do not count."""
-    ordered = np.sort(_windows(y), axis=-1)
+    ordered = np.sort(windows(y), axis=-1)
     gaps = (ordered[..., 3] - ordered[..., 2])[ordered[..., 3] > 0]
     return float(gaps.min() / y.max()) if gaps.size else np.inf

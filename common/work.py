@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.architecture import Architecture, Stage
-from common.backend import Layout
 from common.network import flat_offsets, parameter_shapes
-from common.operations import FORWARD_PASS, WHOLE_STEP, Operation, float_bytes, step_work
+from common.operations import BACKWARD_PASS, FORWARD_PASS, WHOLE_STEP, Operation, float_bytes, step_work
+from common.plans import Layout
 
 SUM_ROWS = 8  # threads that work side by side on a sum of more shares than that,
 MANY_VALUES = 100_000  # unless there are at least so many sums
@@ -116,12 +116,10 @@ def elementwise_work(
 ) -> list[KernelWork]:
     """The kernels that all versions share, for a training step.
 
-    Where ``stated``, a version's own kernels, has the forward pass of a stage as a whole, pooling and upsampling are
-    part of it.
+    Where ``stated``, a version's own kernels, has a pass of a stage as a whole, pooling and upsampling are part of it.
     """
-    fused = {
-        (work.stage, part) for work in stated if work.operation is Operation.STAGE_FORWARD for part in FORWARD_PASS
-    }
+    passes = {Operation.STAGE_FORWARD: FORWARD_PASS, Operation.STAGE_BACKWARD: BACKWARD_PASS}
+    fused = {(work.stage, part) for work in stated for part in passes.get(work.operation, ())}
     kernels = {Operation.GATHER: f"gather_kernel[{layout}]", **ELEMENTWISE_KERNELS}
     picture = batch_size * architecture.values_per_image
     blocks = min(-(-picture // LOSS_THREADS), MOST_LOSS_BLOCKS)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
-from common.architecture import Architecture
-from common.backend import Backend, Device, Layout, Precision
+from common.architecture import Architecture, Stage
+from common.backend import Backend, Device, Precision
 from common.errors import UsageError
+from common.operations import OperationWork, step_work
+from common.plans import Layout, StagePlan, operations_plan
 from common.work import KernelWork, elementwise_work
 
 
@@ -26,6 +28,8 @@ class BackendInfo:
     package: str
     uses_gemm: bool = False
     """Whether it uses cuBLAS on the GPU: only then does ``--math tf32`` change anything."""
+    whole_stages: bool = False
+    """Whether it computes whole stages only, so that there is no separate operation to check or to time."""
 
     @property
     def label(self) -> str:
@@ -42,6 +46,26 @@ class BackendInfo:
     ) -> dict[str, tuple[int, ...]]:
         """Name and shape (float32) of each workspace buffer, computed without the device."""
         return importlib.import_module(self.package).workspace(architecture, batch_size, device, threads)
+
+    def stage_plan(self, stage: Stage, n: int) -> StagePlan:
+        """What the version writes, keeps and computes in a stage for n pictures, without the device."""
+        stated = getattr(importlib.import_module(self.package), "stage_plan", None)
+        return stated(stage, n) if stated else operations_plan(stage, n, self.layout)
+
+    def step_work(self, architecture: Architecture, batch_size: int) -> list[OperationWork]:
+        """Every part of the version's training step that can be timed alone: operations, or whole stages."""
+        plans = [self.stage_plan(stage, batch_size) for stage in architecture.stages]
+        return step_work(architecture, batch_size, plans if self.whole_stages else None)
+
+    def training_flops(self, architecture: Architecture) -> int:
+        """FLOPs of the products that the version computes in a training step, for one picture."""
+        plans = [self.stage_plan(stage, 1) for stage in architecture.stages]
+        backward = sum(plan.filter_flops for plan in plans) + sum(plan.data_flops for plan in plans[1:])
+        return sum(plan.forward_flops for plan in plans) + backward
+
+    def error_factor(self, architecture: Architecture) -> float:
+        """How many times the rounding error of a direct sum the version's may be, in the worst of the stages."""
+        return max(self.stage_plan(stage, 1).error_factor for stage in architecture.stages)
 
     def gpu_work(self, architecture: Architecture, batch_size: int) -> list[KernelWork] | None:
         """FLOPs and bytes of every convolution kernel on the GPU; None if the version does not state them."""

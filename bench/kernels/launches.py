@@ -174,7 +174,8 @@ def recorded_launches(info: BackendInfo) -> list[Launch]:
 def recorded_step(info: BackendInfo, batch_size: int = BATCH_SIZE) -> RecordingRuntime:
     """The launches and products of one training step of a version, then those of the first stage's backward data.
 
-    Training never needs the gradient to the picture, but the kernels must be able to compute it.
+    Training never needs the gradient to the picture, but the kernels must be able to compute it, unless the version has
+    whole stages only.
     """
     architecture = autoencoder()
     runtime = RecordingRuntime(info.name)
@@ -184,9 +185,10 @@ def recorded_step(info: BackendInfo, batch_size: int = BATCH_SIZE) -> RecordingR
     images = backend.empty((batch_size, *architecture.input_shape), np.uint8)
     order, losses = backend.empty((batch_size,), np.int32), backend.empty((1,))
     network.step(images, order, 0, batch_size, 0.001, losses, 0)
-    first, views = architecture.stages[0], network.views(batch_size)
-    runtime.doing.append((first.name, Operation.BACKWARD_DATA))
-    backend.conv2d_backward_data(views.convolved[0], network.parameters[f"{first.name}.weight"], views.picture)
+    if not backend.whole_stages:
+        first, views = architecture.stages[0], network.views(batch_size)
+        runtime.doing.append((first.name, Operation.BACKWARD_DATA))
+        backend.conv2d_backward_data(views.kept[0]["y"], network.parameters[f"{first.name}.weight"], views.picture)
     return runtime
 
 

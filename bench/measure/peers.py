@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from common.architecture import Architecture
-from common.backend import Device, Layout, Precision
+from common.backend import Device, Precision
 from common.checks import FULL_STEP_TOLERANCE, Check, check_close
 from common.errors import UsageError
+from common.plans import Layout
 from common.training import mean_loss, shuffle_epoch
 from common.verify import parameter_checks, repeated_batch
 

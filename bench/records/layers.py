@@ -23,8 +23,9 @@ from bench.records.rows import Measurement, VersionRow
 from bench.records.statistics import NOISY_SPREAD, spread
 from common.architecture import Architecture
 from common.backend import Device
-from common.network import BufferPlan, flat_offsets, parameter_shapes, plan_activations
+from common.network import flat_offsets, parameter_shapes, plan_activations
 from common.operations import FORWARD_PASS, STAGE_METHODS, WHOLE_STEP, Operation, OperationWork
+from common.plans import BufferPlan
 from versions.registry import BackendInfo
 
 SCHEMA = "convbench-layers/1"
@@ -171,7 +172,7 @@ def planned_buffers(
     return [
         BufferPlan("parameters", (length,), "weights and biases"),
         BufferPlan("gradients", (length,), "their gradients"),
-        *plan_activations(architecture, batch_size, info.layout),
+        *plan_activations(architecture, batch_size, info.layout, info.stage_plan),
         *(BufferPlan(name, shape, "workspace") for name, shape in workspace.items()),
     ]
 

@@ -236,29 +236,30 @@ class UpsamplesInHalf(PlainBackend):
 class FusesPoolingWithoutTheLastValue(PlainBackend):
     """Its fused stage pools three of four values; its separate pooling is right."""
 
-    def stage_forward(self, stage, x, w, b, y, out):
-        super().stage_forward(stage, x, w, b, y, out)
+    def stage_forward(self, stage, x, w, b, out, kept):
+        super().stage_forward(stage, x, w, b, out, kept)
         if stage.resample == "maxpool":
+            y = kept["y"]
             out[...] = np.maximum(np.maximum(y[:, :, ::2, ::2], y[:, :, ::2, 1::2]), y[:, :, 1::2, ::2])
 
 
 class FusesPoolingThatDropsNaN(PlainBackend):
     """Its fused stage pools with a maximum that ignores NaN; its separate pooling is right."""
 
-    def stage_forward(self, stage, x, w, b, y, out):
-        super().stage_forward(stage, x, w, b, y, out)
+    def stage_forward(self, stage, x, w, b, out, kept):
+        super().stage_forward(stage, x, w, b, out, kept)
         if stage.resample == "maxpool":
             n, k, h, v = out.shape
             out[...] = np.fmax.reduce(
-                y.reshape(n, k, h, 2, v, 2).transpose(0, 1, 2, 4, 3, 5).reshape(n, k, h, v, 4), -1
+                kept["y"].reshape(n, k, h, 2, v, 2).transpose(0, 1, 2, 4, 3, 5).reshape(n, k, h, v, 4), -1
             )
 
 
 class FusesUpsamplingShifted(PlainBackend):
     """Its fused stage upsamples one pixel too far to the right; its separate upsampling is right."""
 
-    def stage_forward(self, stage, x, w, b, y, out):
-        super().stage_forward(stage, x, w, b, y, out)
+    def stage_forward(self, stage, x, w, b, out, kept):
+        super().stage_forward(stage, x, w, b, out, kept)
         if stage.resample == "upsample":
             out[...] = np.roll(out, 1, axis=3)
 

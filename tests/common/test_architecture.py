@@ -7,6 +7,7 @@ from common import reference
 from common.architecture import Architecture, Stage, autoencoder, receptive_fields
 from common.errors import UsageError
 from common.network import initial_parameters, parameter_shapes, plan_activations
+from versions.registry import find
 
 
 def test_counts_of_the_full_network():
@@ -74,7 +75,7 @@ def test_weights_are_he_normal_and_seeded():
 
 
 def test_activations_stay_below_200_mb():
-    plans = plan_activations(autoencoder(), 64, "NHWC")
+    plans = plan_activations(autoencoder(), 64, "NHWC", find("v1").stage_plan)
     assert plans[1].shape == (64, 32, 32, 256)
     total = sum(plan.bytes for plan in plans)
     assert total < 200e6  # activations and gradients together

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common.architecture import autoencoder
-from common.backend import activation_shape, filter_shape
+from common.backend import filter_shape
 from common.operations import Operation
+from common.plans import activation_shape
 from tests.simulator import arrays
 from versions.registry import find, names
 
@@ -65,7 +66,7 @@ def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
         if (stage.name, Operation.STAGE_FORWARD) in stated:  # the version fuses what follows the convolution
             del operations[Operation.FORWARD]
             operations[Operation.STAGE_FORWARD] = lambda s=stage, x=x, y=y, w=weights, b=bias, out=resampled: (
-                backend.stage_forward(s, x, w, b, y, out if s.resample else y)
+                backend.stage_forward(s, x, w, b, out if s.resample else y, {"y": y} if s.resample else {})
             )
         for operation, run in operations.items():
             accesses.clear()

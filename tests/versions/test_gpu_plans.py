@@ -5,9 +5,9 @@ from math import prod
 import pytest
 
 from common.architecture import Stage, autoencoder
-from common.backend import activation_shape
 from common.network import flat_offsets, parameter_shapes
 from common.operations import Operation
+from common.plans import activation_shape
 from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, halo_extent, taps_inside
 from versions.registry import REGISTRY, names
 from versions.v2_tiled_nhwc import plan as v2

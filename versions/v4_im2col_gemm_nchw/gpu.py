@@ -32,11 +32,11 @@ class Im2colGemmGpu(GpuBackend):
         self._bias_sums = self.empty(shapes["bias partial sums"])
         self._ones = self.upload(np.ones(shapes["ones"], np.float32))
 
-    def stage_forward(self, stage, x, w, b, y, out):
+    def stage_forward(self, stage, x, w, b, out, kept):
         if not fuses_resampling(stage):
-            super().stage_forward(stage, x, w, b, y, out)
+            super().stage_forward(stage, x, w, b, out, kept)
             return
-        self._convolve(x, w, b, y, stage.relu, out=out, resample=stage.resample)
+        self._convolve(x, w, b, kept.get("y", out), stage.relu, out=out, resample=stage.resample)
 
     def conv2d_forward(self, x, w, b, y, relu):
         self._convolve(x, w, b, y, relu)
