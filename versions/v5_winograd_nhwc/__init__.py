@@ -1,0 +1,1 @@
+"""V5, Winograd and products before upsampling, NHWC."""
