@@ -86,6 +86,7 @@ REGISTRY: tuple[BackendInfo, ...] = (
     BackendInfo("v2", "tiled", "NHWC", "versions.v2_tiled_nhwc"),
     BackendInfo("v3", "direct", "NCHW", "versions.v3_direct_nchw"),
     BackendInfo("v4", "im2col GEMM", "NCHW", "versions.v4_im2col_gemm_nchw", uses_gemm=True),
+    BackendInfo("v5", "Winograd", "NHWC", "versions.v5_winograd_nhwc", uses_gemm=True, whole_stages=True),
 )
 
 BASELINE = REGISTRY[0].name
