@@ -14,6 +14,11 @@ from versions.v5_winograd_nhwc.winograd import OUTPUTS, PRODUCTS, error_factor
 Method = Literal["unfold", "winograd", "taps"]
 
 NARROW = 3  # channels: up to so many, transforms would cost more than they save
+LANES = 64  # channels that the CPU works on at a time, and filters of a chunk
+BLOCK_ROWS = 4  # of an unfolded picture: even, for the pooling
+TILES_AT_ONCE = 128  # rows of a product
+PIXELS_AT_ONCE = 256  # rows of a product where the input is upsampled
+PIECES = 16  # at least, where a sum over pictures is shared out
 NOWHERE = 4  # the route of a window or value whose gradient is stopped by the ReLU
 ERROR_FACTOR = error_factor()
 
@@ -62,3 +67,58 @@ def stage_plan(stage: Stage, n: int) -> StagePlan:
         kept=kept if stage.relu else {},
         error_factor=1.0 if method(stage) == "taps" else ERROR_FACTOR,
     )
+
+
+def pictures_at_once(stage: Stage, n: int) -> int:
+    """Pictures of a batch of n that the CPU takes together: few enough for its cache, many enough for the products."""
+    if method(stage) == "taps":
+        return max(1, min(n, 4 * PIXELS_AT_ONCE // (stage.height * stage.width)))
+    return max(1, min(n, TILES_AT_ONCE // tiles(stage)))
+
+
+def filter_shares(stage: Stage, n: int) -> int:
+    """Shares of the batch whose filter gradients the CPU sums apart, where it does not sum all in order."""
+    if method(stage) == "unfold":
+        return min(4 * PIECES, n * -(-stage.height // BLOCK_ROWS))
+    chunks = -(-stage.out_channels // LANES)
+    return min(-(-n // pictures_at_once(stage, n)), -(-PIECES // chunks))
+
+
+def workspace(architecture: Architecture, batch_size: int, device: Device, threads: int) -> dict[str, tuple[int, ...]]:
+    """Workspace buffers in floats."""
+    if device == "gpu":
+        from versions.v5_winograd_nhwc.gpu_plan import gpu_workspace
+
+        return gpu_workspace(architecture, batch_size)
+    scratch, partials = [PRODUCTS * LANES], [0]
+    tiles_of_inputs, tiles_of_outputs, weights = [0], [0], [0]
+    for stage in architecture.stages:
+        c, k, pixels = stage.in_channels, stage.out_channels, stage.height * stage.width
+        kind, shares = method(stage), filter_shares(stage, batch_size)
+        if kind == "taps":
+            lanes = min(LANES, k)
+            together = pictures_at_once(stage, batch_size) * pixels // 4
+            scratch.append((together * TAPS + 2 * stage.width + 6 * pixels // 4) * lanes)
+            weights.append(stage.weight_count)
+            partials.append(shares * (stage.weight_count + k))
+            continue
+        if kind == "unfold":
+            scratch.append(BLOCK_ROWS * stage.width * (TAPS * c + k))
+            partials.append(shares * (stage.weight_count + k))
+        # Also where a narrow stage is asked for the gradient to its input.
+        together = pictures_at_once(stage, batch_size) * tiles(stage)
+        tiles_of_inputs.append(padded(together * max(c, k)))
+        tiles_of_outputs.append(padded(together * max(c, k)))
+        weights.append(PRODUCTS * padded(c * k))
+    return {
+        "scratch": (threads, -(-max(scratch) // 16) * 16),
+        "transformed filters, or their gradients": (max(weights),),
+        "transformed tiles": (PRODUCTS * max(tiles_of_inputs),),
+        "products of tiles": (PRODUCTS * max(tiles_of_outputs),),
+        "shares of gradients": (max(partials),),
+    }
+
+
+def padded(floats: int) -> int:
+    """The distance between the parts of a transformed array, in floats: no multiple of a cache's power of two."""
+    return -(-floats // 16) * 16 + 80

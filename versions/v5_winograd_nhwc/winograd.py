@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from math import prod, sqrt
+from math import lcm, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,10 @@ def matrices(points: Sequence[int], outputs: int = OUTPUTS) -> tuple[Matrix, Mat
     powers = [[Fraction(point) ** i for i in range(n)] for point in points]
     scales = [prod((Fraction(a - b) for b in points if b != a), start=Fraction(1)) for a in points]
     last = (Fraction(0),) * (outputs - 1) + (Fraction(1),)
-    a_t = tuple(tuple(row[i] for row in powers) + (last[i],) for i in range(outputs))
+    a_t = tuple((*(row[i] for row in powers), last[i]) for i in range(outputs))
     g = tuple(tuple(row[i] / scale for i in range(TAPS)) for row, scale in zip(powers, scales, strict=True))
     g += ((Fraction(0), Fraction(0), Fraction(1)),)
-    b_t = tuple(_with_roots([b for b in points if b != a], n) for a in points) + (_with_roots(points, n),)
+    b_t = (*(_with_roots([b for b in points if b != a], n) for a in points), _with_roots(points, n))
     return a_t, g, b_t
 
 
@@ -60,6 +60,14 @@ def _with_roots(roots: Sequence[int], length: int) -> tuple[Fraction, ...]:
 
 A_T, G, B_T = matrices(POINTS)
 
+DENOMINATOR = lcm(*(value.denominator for row in G for value in row))
+G_WHOLE = tuple(tuple(value * DENOMINATOR for value in row) for row in G)
+"""G in whole numbers: a filter is transformed with these, and then divided by ``DENOMINATOR`` squared.
+
+Thirds are not exact in float32, and their errors would not cancel out where the sums do.
+"""
+SCALE = np.float32(1 / DENOMINATOR**2)
+
 
 def transposed(matrix: Matrix) -> Matrix:
     """Rows and columns exchanged."""
@@ -67,8 +75,9 @@ def transposed(matrix: Matrix) -> Matrix:
 
 
 def combinations(matrix: Matrix, jit: Callable[[Callable], Any]) -> tuple[Any, ...]:
-    """For each row, a function of an indexable of values that adds them with the row's coefficients; zeros cost nothing.
+    """For each row, a function that adds the values of a tuple or array with the row's coefficients.
 
+    Zeros cost nothing.
     ``jit`` compiles it, for the CPU or for the GPU.
     """
     made = []
@@ -108,12 +117,12 @@ _SUMS = {1: _sum1, 2: _sum2, 3: _sum3, 4: _sum4, 5: _sum5, 6: _sum6}
 def error_factor(a_t: Matrix = A_T, g: Matrix = G, b_t: Matrix = B_T) -> float:
     """How many times the rounding error of a direct sum that of the algorithm is, forward or backward, at its worst.
 
-    An error of one rounding in a transformed value reaches an output multiplied by the matrices' coefficients (Barabasz,
-    Anderson, Soodhalter and Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
-    Networks", 2020). They bound it with the matrices' norms, for the worst case of signs. The tolerance for a direct sum
-    takes errors to be independent, so that they add as squares, and so does this factor: for operands of equal
-    magnitude, product m of an output i has the variance A_im^2 |G_m|^2 |B_m|^2 along one axis, where a direct sum has
-    three terms of variance 1. Two axes multiply. For the filter gradient the roles of A and G are exchanged, and a
+    An error of one rounding in a transformed value reaches an output multiplied by the matrices' coefficients
+    (Barabasz, Anderson, Soodhalter and Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for
+    Deep Neural Networks", 2020). They bound it with the matrices' norms, for the worst case of signs. The tolerance for
+    a direct sum takes errors to be independent, so that they add as squares, and so does this factor: for operands of
+    equal magnitude, product m of an output i has the variance A_im^2 |G_m|^2 |B_m|^2 along one axis, where a direct sum
+    has three terms of variance 1. Two axes multiply. For the filter gradient the roles of A and G are exchanged, and a
     direct sum has as many terms as a tile has outputs.
     """
 
