@@ -11,6 +11,7 @@ the transforms of Winograd's algorithm divide by at most 24 along each axis, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +43,28 @@ def _resamples(backend: Backend, stage: Stage, plan: StagePlan) -> bool:
 
 
 def exact_forward(
-    stage: Stage, x: np.ndarray, w: np.ndarray, b: np.ndarray, precision: Precision
+    stage: Stage, x: np.ndarray, w: np.ndarray, b: np.ndarray, precision: Precision, factor: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The convolution of a stage and its ReLU in float64, and the tolerance of each value for a direct sum."""
+    """The convolution of a stage and its ReLU in float64, and the tolerance of each value for an error ``factor``."""
     exact = reference.conv2d_forward(x, w, b)
-    magnitude = reference.conv2d_forward(abs(x), abs(w), abs(b))
-    tolerance = sum_tolerance(TAPS * stage.in_channels + 1, magnitude, precision)
+    sizes = magnitude(reference.conv2d_forward, x, w, factor, abs(b))
+    tolerance = factor * sum_tolerance(TAPS * stage.in_channels + 1, sizes, precision)
     return (reference.relu(exact) if stage.relu else exact), tolerance
+
+
+def magnitude(
+    product: Callable[..., np.ndarray], a: np.ndarray, b: np.ndarray, factor: float, *others: np.ndarray
+) -> np.ndarray:
+    """What the absolute values of the terms of a ``product`` add up to, as a tolerance takes it.
+
+    A version with an error factor mixes the values of a picture's plane, and those of a filter's window, before it
+    multiplies. Its errors are those of operands of equal size, whatever a single value is: the root mean square.
+    """
+    direct = product(abs(a), abs(b), *others)
+    if factor == 1:
+        return direct
+    level = [np.broadcast_to(np.sqrt((v.astype(np.float64) ** 2).mean((2, 3), keepdims=True)), v.shape) for v in (a, b)]
+    return np.maximum(direct, product(*level, *others))
 
 
 @dataclass
@@ -67,6 +83,10 @@ class _Prepared:
     """Whether the version takes the input before it is upsampled."""
     resamples: bool
     """Whether it hands over the resampled output."""
+
+    def exact_forward(self, stage: Stage, precision: Precision) -> tuple[np.ndarray, np.ndarray]:
+        """See the function of this name."""
+        return exact_forward(stage, self.x, self.w, self.b, precision, self.plan.error_factor)
 
     def resampled(self, stage: Stage, y: np.ndarray) -> np.ndarray:
         """The output that the version hands over."""
@@ -101,10 +121,9 @@ def stage_forward(operands: Operands, stage: Stage) -> Case:
     backend, made = operands.backend, _prepare(operands, stage, integers=False)
 
     def judge() -> list[Check]:
-        exact, tolerance = exact_forward(stage, made.x, made.w, made.b, backend.precision)
+        exact, tolerance = made.exact_forward(stage, backend.precision)
         expected, allowed = made.resampled(stage, exact), made.resampled(stage, tolerance)
-        name = f"stage forward, {stage.resample or 'linear'}"
-        return operands.check_batch(name, made.out, expected, made.plan.error_factor * allowed)
+        return operands.check_batch(f"stage forward, {stage.resample or 'linear'}", made.out, expected, allowed)
 
     # What is kept is unwritten at first; whether it is right shows in the backward pass.
     return operands.case(lambda: backend.stage_forward(stage, *made.inputs, made.out, made.kept), [made.out], judge)
@@ -116,11 +135,11 @@ def stage_backward(operands: Operands, stage: Stage, *, integers: bool = False) 
     The forward pass runs before, when the outputs are poisoned. With ``integers`` maxima are often equal.
     """
     backend, made = operands.backend, _prepare(operands, stage, integers=integers)
-    exact, tolerance = exact_forward(stage, made.x, made.w, made.b, backend.precision)
+    exact, tolerance = made.exact_forward(stage, backend.precision)
     distinct = (len(operands.counts), *made.resampled(stage, exact).shape[1:])
     gradient = operands.normal(distinct)
     if not integers:
-        gradient *= _certain(stage, made, made.plan.error_factor * tolerance)
+        gradient *= _certain(stage, made, tolerance)
     _, dout = operands.batch_of(gradient)
     dw, db = backend.empty(made.inputs[1].shape), backend.empty(made.inputs[2].shape)
     dx = backend.empty(made.inputs[0].shape)
@@ -131,8 +150,8 @@ def stage_backward(operands: Operands, stage: Stage, *, integers: bool = False) 
 
     def judge() -> list[Check]:
         # The magnitudes are those of the terms of a sum: upsampling adds four gradients, which can cancel out.
-        dy, magnitude = (_through_resampling(stage, made, exact, dout) for dout in (gradient, abs(gradient)))
-        return _judge_gradients(operands, stage, made, dy, magnitude, (dw, db, dx))
+        dy, sizes = (_through_resampling(stage, made, exact, dout) for dout in (gradient, abs(gradient)))
+        return _judge_gradients(operands, stage, made, dy, sizes, (dw, db, dx))
 
     def call() -> None:
         backend.stage_backward(stage, x, w, dout, made.kept, dw, db, dx)
@@ -171,20 +190,21 @@ def _judge_gradients(
     stage: Stage,
     made: _Prepared,
     dy: np.ndarray,
-    magnitude: np.ndarray,
+    sizes: np.ndarray,
     gradients: tuple[Buffer, Buffer, Buffer],
 ) -> list[Check]:
     backend, factor = operands.backend, made.plan.error_factor
     dw, db, dx = gradients
-    weighted, heavy = (values * operands.counts[:, None, None, None] for values in (dy, magnitude))
+    weighted, heavy = (values * operands.counts[:, None, None, None] for values in (dy, sizes))
     length, name = len(operands.which) * stage.height * stage.width, f"stage backward, {stage.resample or 'linear'}"
 
-    def tolerance(length: int, magnitude: np.ndarray) -> np.ndarray:
-        return sum_tolerance(length, magnitude, backend.precision)
+    def tolerance(length: int, sizes: np.ndarray) -> np.ndarray:
+        return sum_tolerance(length, sizes, backend.precision)
 
-    filters = tolerance(length, reference.conv2d_backward_filter(abs(made.x), heavy))
+    filters = tolerance(length, magnitude(reference.conv2d_backward_filter, made.x, heavy, factor))
     biases = tolerance(length, reference.conv2d_backward_bias(heavy))
-    data, reach = reference.conv2d_backward_data(dy, made.w), reference.conv2d_backward_data(magnitude, abs(made.w))
+    data = reference.conv2d_backward_data(dy, made.w)
+    reach = magnitude(reference.conv2d_backward_data, sizes, made.w, factor)
     terms = TAPS * stage.out_channels
     if made.small:
         data, reach = reference.windows(data).sum(axis=-1), reference.windows(reach).sum(axis=-1)

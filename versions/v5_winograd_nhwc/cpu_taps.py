@@ -1,10 +1,10 @@
-"""Convolution of an upsampled map on the CPU, from the small map: one product, and the sum of what reaches each output.
+"""Convolution of an upsampled map on the CPU, from the small map: one product, then sums.
 
-A pixel of the small map is four of the upsampled one, and each tap multiplies all four by the same weight. So P = x . W,
-(pixels, taps x filters), has every product once, and an output adds the nine of them that reach it. Along one axis, an
-even output gets tap 0 of the pixel before it and taps 1 and 2 of its own pixel; an odd one taps 0 and 1 of its own and
-tap 2 of the next. Both axes are added one after the other. Backward is the transpose: G sums the gradients that a
-product reaches, dx = G . W^T and dw = x^T . G. The gradient arrives on the small map.
+A pixel of the small map is four of the upsampled one, and each tap multiplies all four by the same weight. So
+P = x . W, (pixels, taps x filters), has every product once, and an output adds the nine of them that reach it. Along
+one axis, an even output gets tap 0 of the pixel before it and taps 1 and 2 of its own pixel; an odd one taps 0 and 1 of
+its own and tap 2 of the next. Both axes are added one after the other. Backward is the transpose: G sums the gradients
+that a product reaches, dx = G . W^T and dw = x^T . G. The gradient arrives on the small map.
 
 A piece of work is a group of pictures and a chunk of filters, whose products stay in the cache.
 """
@@ -198,8 +198,8 @@ def taps_backward_data(counter, scratch, at_once, dout, route, how, packed, dx):
 
 @njit(parallel=True)
 def taps_backward_filter(counter, scratch, at_once, x, dout, route, how, partials, bias_partials):
-    # x (N,h,w,C)  dout, route (N,2h,2w,K)  partials (shares, K*9*C), each packed, and bias_partials (shares, K): the sums
-    # over a share of the pictures; a piece is a share and a chunk
+    # x (N,h,w,C)  dout, route (N,2h,2w,K)  partials (shares, K*9*C), each packed, and bias_partials (shares, K): the
+    # sums over a share of the pictures; a piece is a share and a chunk
     N, h, w, C = x.shape
     K, P, shares = dout.shape[3], h * w, partials.shape[0]
     chunks = chunks_of(K)

@@ -101,8 +101,8 @@ def unfold_forward(counter, scratch, x, w, b, how, out, route):
 
 @njit(parallel=True)
 def unfold_backward_filter(counter, scratch, x, dout, route, how, partials):
-    # x (N,H,W,C)  dout, route (N,H,W,K) or pooled  partials (shares, K*(9*C+1)): the gradients to the filters (K,9*C) and
-    # then to the biases (K,), summed over a share of the blocks
+    # x (N,H,W,C)  dout, route (N,H,W,K) or pooled  partials (shares, K*(9*C+1)): the gradients to the filters (K,9*C)
+    # and then to the biases (K,), summed over a share of the blocks
     N, H, W, C = x.shape
     K, depth, blocks, shares = dout.shape[3], 9 * C, blocks_of(H), partials.shape[0]
     counter[0] = 0

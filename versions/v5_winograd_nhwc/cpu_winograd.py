@@ -1,8 +1,8 @@
-"""Winograd's algorithm on the CPU: transforms in vectors over channels, 36 products of BLAS, for some pictures at a time.
+"""Winograd's algorithm on the CPU: transforms in vectors over channels, and 36 products of BLAS.
 
 A group of pictures goes through three phases, each in small pieces: tiles are transformed (a piece is a row of tiles of
-a picture), multiplied (a piece is one of the 36 products), and transformed back. Between the phases the tiles lie in the
-workspace, small enough for the last cache. All sums have a fixed order, whichever thread computes them.
+a picture), multiplied (a piece is one of the 36 products), and transformed back. Between the phases the tiles lie in
+the workspace, small enough for the last cache. All sums have a fixed order, whichever thread computes them.
 """
 
 import numpy as np
