@@ -35,7 +35,8 @@ from bench.records.layers import (
 )
 from common.architecture import Architecture, autoencoder
 from common.checks import FULL_STEP_TOLERANCE
-from common.operations import FORWARD_PASS, STAGE_METHODS, Operation, step_work
+from common.operations import FORWARD_PASS, STAGE_METHODS, Operation
+from versions.registry import BackendInfo
 
 BATCHES = 4  # of pictures, taken in turn
 
@@ -62,7 +63,7 @@ def measure_layers(
             conditions = ConditionsAround(before, read_conditions(setup.device))
         workers.end_all()
         for row in rows:
-            describe_work(row, architecture, setup.batch_size)
+            describe_work(row, setup.by_row[row.id], architecture, setup.batch_size)
         report("measuring what the machine can do")
         ceilings = _confirmed_ceilings(ceilings, rows, workers, warnings)
     record = LayersRecord(
@@ -182,18 +183,18 @@ def enter_times(row: LayerRow, answer: dict[str, Any]) -> None:
             row.operations.append(OperationTimes(stage, Operation(name), seconds=[seconds]))
 
 
-def describe_work(row: LayerRow, architecture: Architecture, batch_size: int) -> None:
+def describe_work(row: LayerRow, info: BackendInfo, architecture: Architecture, batch_size: int) -> None:
     """Fill in FLOPs and bytes of every operation of the row.
 
     A version may fuse operations; their time then is that of the stage. It gets the sum of their FLOPs, and the bytes
-    of the one that moves most.
+    of the one that moves most. One that has whole stages only says what they do.
     """
-    work = {(part.stage, part.operation): part for part in step_work(architecture, batch_size)}
+    work = {(part.stage, part.operation): part for part in info.step_work(architecture, batch_size)}
     named = {(times.stage, times.operation) for times in row.operations}
     for times in row.operations:
         key = (times.stage, times.operation)
         parts = [work[key]] if key in work else []
-        if times.operation in STAGE_METHODS.values():
+        if not parts and times.operation in STAGE_METHODS.values():
             forward = times.operation in FORWARD_PASS
             parts = [
                 part

@@ -184,7 +184,8 @@ class OperationSummary:
     stage: str
     operation: Operation
     name: str
-    """In words; ``rest of forward`` is what a fused stage does outside the operations named."""
+    """In words; ``rest of forward`` is what a fused stage does outside the operations named, ``whole forward`` a stage
+    that has none."""
     direction: str
     """``forward``, ``backward``, or ``other`` for what belongs to no stage."""
     work: OperationWork
@@ -267,22 +268,28 @@ def summarise_layers(record: LayersRecord) -> list[LayerSummary]:
 def summarise_row(row: LayerRow, ceilings: Ceilings) -> LayerSummary:
     """Summary of one row that has times."""
     step_s = median(row.step_s)
-    lines = [_summarise_operation(times, ceilings, step_s) for times in row.operations]
+    lines = [_summarise_operation(times, row, ceilings, step_s) for times in row.operations]
     lines.sort(key=lambda line: (line.direction == "other", line.stage, line.direction == "backward"))
     sums = [sum(seconds) for seconds in zip(*(times.seconds for times in row.operations), strict=False)]
     return LayerSummary(row, ceilings, lines, step_s, spread(row.step_s), median(sums), spread(sums))
 
 
-def _summarise_operation(times: OperationTimes, ceilings: Ceilings, step_s: float) -> OperationSummary:
+def _direction(times: OperationTimes) -> str:
+    if times.stage == WHOLE_STEP:
+        return "other"
+    return "forward" if times.operation in FORWARD_PASS else "backward"
+
+
+def _summarise_operation(times: OperationTimes, row: LayerRow, ceilings: Ceilings, step_s: float) -> OperationSummary:
     work = OperationWork(times.stage, times.operation, times.flops, times.least_bytes)
     seconds = median(times.seconds)
     known = seconds > 0 and (work.flops or work.least_bytes)
-    within = "forward" if times.operation in FORWARD_PASS else "backward"
+    beside = [other for other in row.operations if (other.stage, _direction(other)) == (times.stage, _direction(times))]
     return OperationSummary(
         stage=times.stage,
         operation=times.operation,
-        name=times.operation.words.replace("stage ", "rest of "),
-        direction="other" if times.stage == WHOLE_STEP else within,
+        name=times.operation.words.replace("stage ", "rest of " if len(beside) > 1 else "whole "),
+        direction=_direction(times),
         work=work,
         seconds=seconds,
         spread=spread(times.seconds) if seconds > 0 else 0.0,

@@ -7,7 +7,7 @@ from math import ceil
 import pytest
 
 from bench.machine.timers import seconds_of
-from common.cases import Case
+from common.operands import Case
 from common.operations import OperationWork
 from common.verify import verify
 from tests.benchmarks.figures import MeasuredCeilings, Subject, about, judged
@@ -23,7 +23,8 @@ MOST_COLD_ROUNDS = 20  # clearing the caches takes longer than what is timed
 def pytest_generate_tests(metafunc):
     if "operation" in metafunc.fixturenames:
         settings = metafunc.config.stash[SETTINGS]
-        names = operation_names(settings) if metafunc.function.__name__ == "test_operation" else NETWORK_CASES
+        single = metafunc.function.__name__ == "test_operation"
+        names = operation_names if single else lambda settings, version: NETWORK_CASES
         metafunc.parametrize(("version", "device", "operation", "cache"), cases(settings, names))
 
 

@@ -10,19 +10,23 @@ import numpy as np
 from common import reference
 from common.architecture import Architecture
 from common.backend import Backend
-from common.cases import DISTINCT, LEARNING_RATE, Case, check_batch
+from common.cases import DISTINCT, LEARNING_RATE
 from common.checks import FULL_STEP_TOLERANCE, UNIT_ROUNDOFF, Check, check_close, check_that
 from common.network import Network, initial_parameters
-from common.operations import FORWARD_PASS, WHOLE_STEP, OperationWork, step_work
+from common.operands import Case, check_batch
+from common.operations import FORWARD_PASS, WHOLE_STEP, OperationWork
 from common.training import Trainer
 from common.verify import network_checks
+from versions.registry import BackendInfo
 
 NETWORK_CASES = ("step", "epoch", "forward", "encode")
 """A training step, an epoch, the forward pass, and its part up to the latent."""
 
 
-def network_work(architecture: Architecture, name: str, batch_size: int, epoch_pictures: int) -> OperationWork:
-    """The work of one of ``NETWORK_CASES``: FLOPs and least bytes of its operations added up.
+def network_work(
+    info: BackendInfo, architecture: Architecture, name: str, batch_size: int, epoch_pictures: int
+) -> OperationWork:
+    """The work of one of ``NETWORK_CASES`` in a version: FLOPs and least bytes of its operations added up.
 
     A version that fuses may move less than that sum of bytes, so a bound made of it is one for these operations only.
     """
@@ -32,7 +36,7 @@ def network_work(architecture: Architecture, name: str, batch_size: int, epoch_p
     parts = [
         part
         for n in sizes
-        for part in step_work(architecture, n)
+        for part in info.step_work(architecture, n)
         if name in ("step", "epoch") or (part.stage in stages and part.operation in FORWARD_PASS)
     ]
     return OperationWork(WHOLE_STEP, name, sum(part.flops for part in parts), sum(part.least_bytes for part in parts))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import pytest
@@ -22,7 +22,6 @@ from common.architecture import Architecture, autoencoder
 from common.backend import PRECISIONS, Device, Precision
 from common.device import usable_cores
 from common.errors import UsageError
-from common.operations import step_work
 from versions.registry import REGISTRY, BackendInfo, find, names
 
 CACHES = ("warm", "cold")
@@ -242,15 +241,22 @@ def highest_clocks() -> dict[str, int]:
 # What is timed ------------------------------------------------------------------------------------------------------
 
 
-def operation_names(settings: Settings) -> list[str]:
-    """``conv1-forward``, ``step-loss`` and so on, in the order of a step."""
-    return [work.id for work in step_work(settings.architecture, 1)]
+def operation_names(settings: Settings, version: BackendInfo) -> list[str]:
+    """``conv1-forward``, ``step-loss`` and so on, in the order of a step; or ``conv1-stage_forward``."""
+    return [work.id for work in version.step_work(settings.architecture, 1)]
 
 
-def cases(settings: Settings, operations: Iterable[str]) -> list[Any]:
-    """(version, device, operation, cache) of every benchmark; what cannot run here is skipped with the reason."""
+def cases(settings: Settings, operations: Callable[[Settings, BackendInfo], Sequence[str]]) -> list[Any]:
+    """(version, device, operation, cache) of every benchmark; what cannot run here is skipped with the reason.
+
+    ``operations`` names what a version has.
+    """
+    offered = {version: operations(settings, version) for version in settings.versions}
+    named = dict.fromkeys(chain.from_iterable(offered.values()))
     found = []
-    for operation, device, cache, version in product(operations, settings.devices, settings.caches, settings.versions):
+    for operation, device, cache, version in product(named, settings.devices, settings.caches, settings.versions):
+        if operation not in offered[version]:
+            continue
         marks = []
         if device == "gpu":
             marks.append(pytest.mark.gpu)

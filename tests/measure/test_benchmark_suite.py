@@ -364,12 +364,12 @@ def test_a_step_that_leaves_parameters_behind_fails():
 
 def test_the_work_of_the_network_is_that_of_its_operations():
     network = autoencoder()
-    step = network_work(network, "step", 64, 100)
+    step = network_work(find("v1"), network, "step", 64, 100)
     assert step.flops == sum(part.flops for part in step_work(network, 64))
-    assert network_work(network, "epoch", 64, 128).flops == 2 * step.flops
-    rest = network_work(network, "step", 36, 100)
-    assert network_work(network, "epoch", 64, 100).flops == step.flops + rest.flops
-    forward, encode = (network_work(network, name, 64, 64).flops for name in ("forward", "encode"))
+    assert network_work(find("v1"), network, "epoch", 64, 128).flops == 2 * step.flops
+    rest = network_work(find("v1"), network, "step", 36, 100)
+    assert network_work(find("v1"), network, "epoch", 64, 100).flops == step.flops + rest.flops
+    forward, encode = (network_work(find("v1"), network, name, 64, 64).flops for name in ("forward", "encode"))
     assert 64 * network.forward_flops <= forward < 1.01 * 64 * network.forward_flops
     convolutions = 64 * sum(stage.flops for stage in network.stages[:2])
     assert convolutions <= encode < 1.01 * convolutions

@@ -98,7 +98,7 @@ def test_a_fused_stage_has_a_row_for_what_no_operation_covers():
 
     row = layer_row("v4")
     enter_times(row, {"seconds": 1.0, "clean": True, "operations": [[*key, s] for key, s in seconds.items()]})
-    describe_work(row, TINY, BATCH)
+    describe_work(row, find("v4"), TINY, BATCH)
     work = {(times.stage, times.operation): times for times in row.operations}
     parts = [part for part in step_work(TINY, BATCH) if part.id in ("conv1-forward", "conv1-maxpool")]
     assert work["conv1", "stage_forward"].flops == sum(part.flops for part in parts)
@@ -257,7 +257,7 @@ def row(name, scale=1.0, rounds=3, **changes):
         wobble = 1 + 0.01 * i
         answer = {"seconds": 1.1 * wobble * sum(times.values()), "clean": True}
         enter_times(made, {**answer, "operations": [[*key, wobble * s] for key, s in times.items()]})
-    describe_work(made, autoencoder(), 64)
+    describe_work(made, find(made.backend), autoencoder(), 64)
     made.losses = [0.3, 0.2]
     return replace(made, **changes)
 

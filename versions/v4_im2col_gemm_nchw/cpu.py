@@ -2,66 +2,18 @@
 
 Products over the whole batch would stream hundreds of megabytes of columns through memory. The columns of one picture,
 at most about a megabyte in this network, are used while they are still in the core's cache. The product is BLAS's
-sgemm, called inside the parallel loop through the function pointer that SciPy exports: with beta = 1 it accumulates
-into a thread's own filter gradient without a temporary.
+sgemm, called inside the parallel loop: it accumulates into a thread's own filter gradient without a temporary.
 """
-
-import ctypes
 
 import numpy as np
 from numba import njit, prange
-from numba.extending import get_cython_function_address
 
 from common.architecture import Architecture
 from common.backend import Precision
 from common.cpu import CpuBackend
+from common.cpu_blas import gemm
 from common.cpu_kernels import SUM_MATH, add_partials, flip_filters
 from versions.v4_im2col_gemm_nchw.plan import workspace
-
-_sgemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(
-    get_cython_function_address("scipy.linalg.cython_blas", "sgemm")
-)
-NO, YES = np.uint8(ord("N")), np.uint8(ord("T"))
-
-
-class Product:
-    """The constant arguments of one sgemm: c (m, n) = op(a) . op(b) + beta * c, all row-major and contiguous.
-
-    BLAS takes every argument by address and is column-major: it sees a row-major matrix as its transpose, and
-    c^T = op(b)^T . op(a)^T. So b goes first, and m and n are exchanged.
-    """
-
-    def __init__(self, m: int, n: int, k: int, *, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
-        """Set the shapes: a is (m, k) or, transposed, (k, m); b is (k, n) or, transposed, (n, k)."""
-        lda, ldb = (m if transpose_a else k), (k if transpose_b else n)
-        self.letters = np.array([YES if transpose_b else NO, YES if transpose_a else NO])
-        self.integers = np.array([n, m, k, ldb, lda, n], np.int32)
-        self.scalars = np.array([1, 1 if accumulate else 0], np.float32)
-
-    @property
-    def arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The arguments that the kernels pass to ``gemm``."""
-        return self.letters, self.integers, self.scalars
-
-
-@njit
-def gemm(product, a, b, c):
-    letters, integers, scalars = product
-    _sgemm(
-        letters.ctypes,
-        letters[1:].ctypes,
-        integers.ctypes,
-        integers[1:].ctypes,
-        integers[2:].ctypes,
-        scalars.ctypes,
-        b.ctypes,
-        integers[3:].ctypes,
-        a.ctypes,
-        integers[4:].ctypes,
-        scalars[1:].ctypes,
-        c.ctypes,
-        integers[5:].ctypes,
-    )
 
 
 @njit
@@ -128,7 +80,7 @@ def col2im(columns, bias, relu, out):
 
 
 @njit(parallel=True)
-def columns_gemm_kernel(product, x, w, b, y, relu, workspace):
+def columns_gemm_kernel(x, w, b, y, relu, workspace):
     # x (N,C,H,W)  w (K,C*9)  b (K,) or (0,)  y (N,K,H,W): y = w . im2col(x) + b
     N, C, H, W = x.shape
     K = y.shape[1]
@@ -139,7 +91,7 @@ def columns_gemm_kernel(product, x, w, b, y, relu, workspace):
         columns = workspace[t, : C * 9 * P].reshape(C * 9, P)
         for n in range(N * t // threads, N * (t + 1) // threads):
             im2col(x[n], columns)
-            gemm(product, w, columns, y[n])
+            gemm(K, P, C * 9, w, C * 9, False, columns, P, False, y[n], P, False)
             planes = y[n].reshape(K, P)
             if b.size > 0:
                 for k in range(K):
@@ -149,7 +101,7 @@ def columns_gemm_kernel(product, x, w, b, y, relu, workspace):
 
 
 @njit(parallel=True)
-def gemm_columns_kernel(product, x, w, b, y, relu, workspace):
+def gemm_columns_kernel(x, w, b, y, relu, workspace):
     # x (N,C,H,W)  w (C,K*9)  b (K,) or (0,)  y (N,K,H,W): y = col2im(w^T . x) + b
     N, K, H, W = y.shape
     P = H * W
@@ -157,12 +109,12 @@ def gemm_columns_kernel(product, x, w, b, y, relu, workspace):
     for t in prange(threads):
         columns = workspace[t, : K * 9 * P].reshape(K * 9, P)
         for n in range(N * t // threads, N * (t + 1) // threads):
-            gemm(product, w, x[n], columns)
+            gemm(K * 9, P, x.shape[1], w, K * 9, True, x[n], P, False, columns, P, False)
             col2im(columns, b, relu, y[n])
 
 
 @njit(parallel=True)
-def filter_gradient_kernel(product, narrow, wide, workspace, partials):
+def filter_gradient_kernel(narrow, wide, workspace, partials):
     # narrow (N,C,H,W)  wide (N,K,H,W)  partials (threads, K*C*9 or more): each, as (K,C*9), is the sum of
     # wide[n] . im2col(narrow[n])^T over the thread's n
     N, C, H, W = narrow.shape
@@ -172,11 +124,12 @@ def filter_gradient_kernel(product, narrow, wide, workspace, partials):
     for t in prange(threads):
         columns = workspace[t, : C * 9 * P].reshape(C * 9, P)
         partial = partials[t, :size]
-        for i in range(size):
-            partial[i] = 0
-        for n in range(N * t // threads, N * (t + 1) // threads):
+        first = N * t // threads
+        if first == N * (t + 1) // threads:
+            partial[:] = 0
+        for n in range(first, N * (t + 1) // threads):
             im2col(narrow[n], columns)
-            gemm(product, wide[n], columns, partial)
+            gemm(wide.shape[1], C * 9, P, wide[n], P, False, columns, P, True, partial, C * 9, n > first)
 
 
 @njit(parallel=True, fastmath=SUM_MATH)
@@ -204,7 +157,6 @@ class Im2colGemmCpu(CpuBackend):
         """See CpuBackend."""
         super().__init__(precision=precision, threads=threads)
         self._no_bias = np.empty(0, np.float32)
-        self._products: dict[tuple, tuple] = {}
 
     def prepare(self, architecture: Architecture, batch_size: int) -> None:
         """Allocate the flipped filters and, for each thread, a column matrix and a partial filter gradient."""
@@ -226,9 +178,7 @@ class Im2colGemmCpu(CpuBackend):
         narrow, wide = (dy, x) if flip else (x, dy)
         rows, columns = wide.shape[1], 9 * narrow.shape[1]
         gradient = (self._flipped[: dw.size] if flip else dw).reshape(rows, columns)
-        positions = x.shape[2] * x.shape[3]
-        product = self._product(rows, columns, positions, transpose_b=True, accumulate=True)
-        filter_gradient_kernel(product, narrow, wide, self._columns, self._partials)
+        filter_gradient_kernel(narrow, wide, self._columns, self._partials)
         add_partials(self._partials, gradient.reshape(gradient.size))
         if flip:
             flip_filters(gradient.reshape(rows, narrow.shape[1], 3, 3), dw.reshape(narrow.shape[1], -1))
@@ -239,7 +189,6 @@ class Im2colGemmCpu(CpuBackend):
     def _convolve(self, source, w, b, target, relu, *, transposed=False):
         """Convolve source (N,C,H,W) into target (N,K,H,W) with w (K,C,3,3), or flipped w (C,K,3,3) if transposed."""
         C, K = source.shape[1], target.shape[1]
-        positions = source.shape[2] * source.shape[3]
         unfold_source = C < K or (C == K and not transposed)
         # Unfolding the source needs w as (K, C*9), folding the target needs it as (C, K*9). If w is stored the other
         # way, it is flipped.
@@ -248,20 +197,8 @@ class Im2colGemmCpu(CpuBackend):
             flip_filters(w, bank)
         else:
             bank = w.reshape(w.shape[0], -1)
-        if unfold_source:
-            product = self._product(K, positions, 9 * C)
-            columns_gemm_kernel(product, source, bank, b, target, relu, self._columns)
-        else:
-            product = self._product(9 * K, positions, C, transpose_a=True)
-            gemm_columns_kernel(product, source, bank, b, target, relu, self._columns)
-
-    def _product(self, m, n, k, *, transpose_a=False, transpose_b=False, accumulate=False):
-        key = (m, n, k, transpose_a, transpose_b, accumulate)
-        if key not in self._products:
-            self._products[key] = Product(
-                m, n, k, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate
-            ).arguments
-        return self._products[key]
+        kernel = columns_gemm_kernel if unfold_source else gemm_columns_kernel
+        kernel(source, bank, b, target, relu, self._columns)
 
 
 make_backend = Im2colGemmCpu
