@@ -58,13 +58,14 @@ def magnitude(
     """What the absolute values of the terms of a ``product`` add up to, as a tolerance takes it.
 
     A version with an error factor mixes the values of a picture's plane, and those of a filter's window, before it
-    multiplies. Its errors are those of operands of equal size, whatever a single value is: the root mean square.
+    multiplies and after. Its errors are those of operands of equal size, whatever a single value is: of their root mean
+    square.
     """
     direct = product(abs(a), abs(b), *others)
     if factor == 1:
         return direct
     level = [np.broadcast_to(np.sqrt((v.astype(np.float64) ** 2).mean((2, 3), keepdims=True)), v.shape) for v in (a, b)]
-    return np.maximum(direct, product(*level, *others))
+    return np.maximum(direct, product(*level, *others).max((2, 3), keepdims=True))
 
 
 @dataclass

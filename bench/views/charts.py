@@ -23,7 +23,8 @@ from bench.views.words import label_of, percent, ratio, seconds, why_no_time
 from common.errors import UsageError
 from versions.registry import BASELINE, names
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # Okabe and Ito, 2008
+# Okabe and Ito, 2008, with a grey that is seen on dark paper too instead of their black.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8A8A8A")
 MARKERS = "osD^v<>PXph*"
 STYLE = {
     "font.size": 11,

@@ -4,11 +4,14 @@ They derive from ``PlainBackend``, a correct backend that rounds the reference's
 the name of a class is its only one.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from common import reference
 from common.cpu import CpuBackend
 from common.operations import METHODS
+from versions.v5_winograd_nhwc import winograd
 
 
 class PlainBackend(CpuBackend):
@@ -283,7 +286,53 @@ class BreaksItsWorkspace(PlainBackend):
             dw[:, :, 0] = 0
 
 
-RIGHT = (PlainBackend, DeferredBackend)
+class WinogradBackend(PlainBackend):
+    """Correct: Winograd's algorithm in float64, rounded to float32. It has whole stages only, with their own bound."""
+
+    whole_stages = True
+    a_t, g, b_t = (np.array(matrix, float) for matrix in (winograd.A_T, winograd.G_WHOLE, winograd.B_T))
+
+    def stage_plan(self, stage, n):
+        return replace(super().stage_plan(stage, n), error_factor=winograd.error_factor())
+
+    def tile(self, padded, top, left):
+        """The 6x6 tile of a padded batch (N,C,H+2,W+2), zero where it stands out over the edge."""
+        found = padded[:, :, top : top + 6, left : left + 6]
+        return np.pad(found, [(0, 0), (0, 0), (0, 6 - found.shape[2]), (0, 6 - found.shape[3])])
+
+    def conv2d_forward(self, x, w, b, y, relu):
+        u = self.g @ w.astype(float) @ self.g.T / winograd.DENOMINATOR**2
+        padded = np.pad(x.astype(float), [(0, 0), (0, 0), (1, 1), (1, 1)])
+        exact = np.empty(y.shape)
+        for top in range(0, y.shape[2], 4):
+            for left in range(0, y.shape[3], 4):
+                v = self.b_t @ self.tile(padded, top, left) @ self.b_t.T
+                target = exact[:, :, top : top + 4, left : left + 4]
+                outputs = self.a_t @ np.einsum("kcij,ncij->nkij", u, v) @ self.a_t.T
+                target[...] = outputs[:, :, : target.shape[2], : target.shape[3]]
+        exact += b[:, None, None]
+        y[...] = reference.relu(exact) if relu else exact
+
+
+class WrongInterpolationPoint(WinogradBackend):
+    """Reads the outputs at 3 instead of at 2."""
+
+    a_t = np.array(winograd.matrices((0, 1, -1, 3, -2))[0], float)
+
+
+class TileThatWraps(WinogradBackend):
+    """Past the right edge a tile goes on at the left edge of the next row."""
+
+    def tile(self, padded, top, left):
+        found = super().tile(padded, top, left)
+        beyond = left + 6 - padded.shape[3]
+        if beyond >= 0:
+            rows = min(5, padded.shape[2] - top - 1)
+            found[:, :, :rows, 5 - beyond] = padded[:, :, top + 1 : top + 1 + rows, 1]
+        return found
+
+
+RIGHT = (PlainBackend, DeferredBackend, WinogradBackend)
 WRONG = tuple(
     value
     for value in list(globals().values())

@@ -22,7 +22,7 @@ from tests import broken
 from tests.benchmarks import figures, options, timing
 from tests.benchmarks.network_cases import NETWORK_CASES, network_case, network_work
 from tests.benchmarks.options import SETTINGS, cases, choose, group, operation_names
-from versions.registry import names
+from versions.registry import find, names
 
 TINY = autoencoder((8, 8), (5, 4))
 BATCH = 6
@@ -53,7 +53,7 @@ def with_gpu(monkeypatch, available=True):
 
 
 def ids(settings, operations):
-    return [case.id for case in cases(settings, operations)]
+    return [case.id for case in cases(settings, lambda settings, version: operations)]
 
 
 def test_all_that_can_run_by_default(monkeypatch):
@@ -76,7 +76,7 @@ def test_untimed_it_is_always_the_tiny_network():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"backend": ["v1", "v9"]}, "unknown backend 'v9': choose from v1, v2, v3, v4, all"),
+        ({"backend": ["v1", "v9"]}, "unknown backend 'v9': choose from v1, v2, v3, v4, v5, all"),
         ({"device": ["tpu"]}, "unknown device 'tpu': choose from cpu, gpu"),
         ({"device": ["gpu"]}, "--device gpu cannot run here: no driver"),
         ({"cache": ["hot"]}, "unknown cache 'hot': choose from warm, cold"),
@@ -116,15 +116,25 @@ def test_another_size_has_another_name(monkeypatch):
 
 def test_without_a_gpu_its_benchmarks_are_skipped_with_the_reason(monkeypatch):
     with_gpu(monkeypatch, available=False)
-    marks = {case.id: {mark.name: mark for mark in case.marks} for case in cases(choose(asked()), ["step"])}
+    found = cases(choose(asked()), lambda settings, version: ["step"])
+    marks = {case.id: {mark.name: mark for mark in case.marks} for case in found}
     assert marks["v1-cpu-step"] == {}
     assert set(marks["v1-gpu-step"]) == {"gpu", "skip"}
     assert marks["v1-gpu-step"]["skip"].kwargs == {"reason": "no driver"}
 
 
 def test_every_operation_of_a_step_is_there():
-    assert len(operation_names(choose(asked()))) == 30
-    assert len(set(operation_names(choose(asked())))) == 30
+    settings = choose(asked(device=["cpu"]))
+    found = operation_names(settings, find("v4"))
+    assert len(found) == len(set(found)) == 30
+    assert "conv2-stage_backward" not in found
+    stages = operation_names(settings, find("v5"))
+    assert len(stages) == len(set(stages)) == 13  # two for each stage; gather, loss and SGD
+    assert "conv2-stage_backward" in stages
+    timed = cases(settings, operation_names)
+    assert [case.values[0] for case in timed if case.values[2] == "conv2-stage_backward"] == ["v5"]
+    assert [case.values[0] for case in timed if case.values[2] == "conv2-forward"] == ["v1", "v2", "v3", "v4"]
+    assert [case.values[0] for case in timed if case.values[2] == "step-sgd"] == names()
 
 
 # Clocks -------------------------------------------------------------------------------------------------------------
@@ -538,4 +548,4 @@ def test_a_timed_run_and_its_file(tmp_path):
 def test_a_wrong_name_ends_pytest_with_one_line():
     code, output = run("pytest", "tests/benchmarks", "-p", "no:cacheprovider", "--benchmark-only", "--backend", "v9")
     assert code == 4
-    assert output.strip() == "ERROR: unknown backend 'v9': choose from v1, v2, v3, v4, all"
+    assert output.strip() == "ERROR: unknown backend 'v9': choose from v1, v2, v3, v4, v5, all"

@@ -80,7 +80,7 @@ def test_the_notes_name_the_baseline_and_rows_that_are_not_deterministic(widest)
 
 def test_rows_beside_the_versions_have_colours_of_their_own():
     rows = [row("v2", 1.0), row("torch-eager", 1.0), row("v2", 1.0, id="v2#2"), row("v1", 1.0), row("other", 1.0)]
-    places = {"v2": 1, "torch-eager": 4, "v2#2": 5, "v1": 0, "other": 6}
+    places = {"v2": 1, "torch-eager": 5, "v2#2": 6, "v1": 0, "other": 7}
     assert colours_of(run_record(*rows).rows) == {row_id: COLOURS[place] for row_id, place in places.items()}
 
 
