@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from bench.machine.ceilings import Ceilings
 from bench.machine.conditions import ConditionsAround
 from bench.machine.environment import Environment
-from bench.model import CHECKED, Count
+from bench.model import CHECKED, Count, Positive
 
 
 @dataclass(config=CHECKED)
@@ -30,6 +30,8 @@ class VersionRow:
     """How many checks were made against the reference."""
     deterministic: bool | None = None
     """Whether the same step gave the same bits twice; None where that was not tested."""
+    error_factor: Positive = 1.0
+    """What the tolerances of a direct sum were multiplied by: a version's own error bound. 1 in older files."""
     id: str = ""
     """Unique in its file: the backend's name, and for a second row of the same backend ``v4#2``."""
 
