@@ -28,7 +28,6 @@ from bench.records.documents import start_time
 from bench.records.run import RunRecord, RunRow, RunSettings
 from bench.records.statistics import NOISY_SPREAD, spread
 from bench.views.pictures import SHOWN, strip_png
-from common.architecture import autoencoder
 from common.dataset import Dataset
 
 CEILING_ATTEMPTS = 5
@@ -62,6 +61,7 @@ def run(
             learning_rate=setup.learning_rate,
             seed=setup.seed,
             precision=setup.precision,
+            width=setup.width,
         ),
         rows=[RunRow(**setup.row_fields(row_id), peer=isinstance(info, Peer)) for row_id, info in setup.by_row.items()],
         started=start_time(),
@@ -170,11 +170,14 @@ def shuffled(rows: list[RowT]) -> list[RowT]:
 def judge_speeds(record: RunRecord, workers: Workers, report: OnProgress) -> None:
     """Take out rows that are faster, over a whole epoch, than the machine's largest products.
 
+    A row is held to the products that it really computes: a fast algorithm has fewer.
+
     Other work on the machine can have lowered the ceilings. So they are measured again, up to ``CEILING_ATTEMPTS``
     times while any row lies above them, before a row is called suspicious.
     """
-    flops = record.config.samples * autoencoder().training_flops
-    rates = {row.id: flops / float(np.median(row.epoch_s)) for row in record.rows if row.finished}
+    setup, samples = workers.setup, record.config.samples
+    flops = {row_id: samples * info.training_flops(setup.architecture) for row_id, info in setup.by_row.items()}
+    rates = {row.id: flops[row.id] / float(np.median(row.epoch_s)) for row in record.rows if row.finished}
     for _ in range(CEILING_ATTEMPTS):
         try:
             _measure_ceilings(record, workers, report)

@@ -175,6 +175,14 @@ def test_tf32_is_not_compared_with_float32(tmp_path):
     assert "Example GPU · 2 January 2026" in page.text
 
 
+def test_another_width_is_said(tmp_path):
+    half = run_file()
+    half["config"] = half["config"] | {"width": 0.5}
+    page = page_of(tmp_path, half)
+    assert "The inner convolutions have 0.5 times the filters of the network." in page.text
+    assert "times the filters" not in page_of(tmp_path, run_file()).text
+
+
 def test_rows_without_a_time_say_why(tmp_path):
     bad = row("v2", 1.0, **NO_TIME)
     page = page_of(tmp_path, run_file(row("v1", 2.0), bad, interrupted=True, warnings=["the clock went down"]))
