@@ -14,11 +14,12 @@ from bench.machine.ceilings import Ceilings
 from bench.machine.conditions import Conditions
 from bench.measure import run as module
 from bench.measure.peers import find_peer
-from bench.measure.run import check_first_loss, compare_losses, judge_speeds
+from bench.measure.run import check_first_loss, compare_losses, judge_speeds, new_rows, run
 from bench.measure.setup import Setup, WorkerTask, epoch_batch_sizes
 from bench.measure.worker import PeerWorker, VersionWorker
 from bench.records.run import RunRow, RunSettings
 from common.architecture import scaled_autoencoder
+from common.dataset import Dataset
 from common.errors import UsageError
 from tests.support.results_files import run_record
 from versions.registry import find
@@ -146,6 +147,20 @@ def test_the_processes_verify_and_train_the_network_of_the_width(tmp_path):
         assert peer_worker.trainer.read(gradients=False)["conv2.weight"].shape == (2, 4, 3, 3)
 
 
+def test_rows_that_were_verified_before_are_not_verified_again(monkeypatch):
+    workers = FakeWorkers(width=0.5)  # it has no ``verify``
+    monkeypatch.setattr(module, "Workers", lambda setup: workers)
+    monkeypatch.setattr(module, "_measure", lambda record, *rest: record.rows[0].epoch_s.append(2.0))
+    setup = Setup((find("v1"), find("v4")), "cpu", "fp32", 1, batch_size=2, width=0.5)
+    rows = new_rows(setup)
+    rows[0].verified, rows[0].checks, rows[1].reason = True, 9, "left out"
+    pictures = Dataset(np.zeros((4, 3, 32, 32), np.uint8), "photos", "")
+    record = run(setup, pictures, 1, [], nothing, verified=rows)
+    assert [(row.verified, row.checks, row.reason) for row in record.rows] == [(True, 9, ""), (False, 0, "left out")]
+    assert (record.rows[0].images_per_s, record.config.width) == (2.0, 0.5)
+    assert rows[0].epoch_s == []
+
+
 def test_a_width_without_a_network_is_refused():
     with pytest.raises(UsageError, match=r"width 0\.3: "):
         assert Setup((find("v4"),), "cpu", "fp32", 1, width=0.3).architecture
@@ -181,7 +196,9 @@ def test_no_round_begins_when_time_is_up(monkeypatch, limit, rounds):
     workers = FakeWorkers()
     workers.setup = Setup((find("v1"), find("v4")), "cpu", "fp32", 1)
     rows = [RunRow(**workers.setup.row_fields(name), verified=True) for name in ("v1", "v4")]
-    record = a_record(*rows)
+    left_out = a_row("v2", 1.0, reason="left out")
+    monkeypatch.setattr(workers, "running", lambda row: row is not left_out)
+    record = a_record(*rows, left_out)
     record.config.epochs = 5
     module._time_rows(record, workers, None, nothing, now + limit if limit else math.inf)
     assert [len(row.epoch_s) for row in rows] == [rounds] * 2
