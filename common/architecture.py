@@ -161,6 +161,20 @@ def autoencoder(
     )
 
 
+def scaled_autoencoder(width: float = 1) -> Architecture:
+    """The autoencoder whose inner convolutions have ``width`` times the filters; 1 is the network.
+
+    UsageError for a width below 1/128 or above 4, or one that gives no whole numbers of filters.
+    """
+    outer, inner = 256 * width, 128 * width
+    if not 1 <= inner <= 4 * 128 or inner % 1:
+        raise UsageError(
+            f"width {width}: must be from 1/128 to 4 and a multiple of 1/128, so that 256 and 128 filters become "
+            "whole numbers; for example 0.5"
+        )
+    return autoencoder(widths=(round(outer), round(inner)))
+
+
 def receptive_fields(architecture: Architecture) -> list[tuple[str, set[int]]]:
     """Return, for each layer, on how many input columns one of its values depends.
 

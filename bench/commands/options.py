@@ -29,6 +29,7 @@ Math = Annotated[str, typer.Option("--math", help="fp32, or tf32 for cuBLAS on a
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder with CIFAR-10's binary files.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for runs/ and charts/.")]
+Width = Annotated[float, typer.Option("--width", help="Filters of the inner convolutions, times this: 1/128 to 4.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
 
 

@@ -15,6 +15,7 @@ from bench.commands.options import (
     Out,
     Quiet,
     VersionOptions,
+    Width,
     check_choice,
     check_learning_rate,
 )
@@ -24,6 +25,7 @@ from bench.measure.setup import Setup, epoch_batch_sizes
 from bench.records.documents import prepare_folder
 from bench.records.run import RunRecord, write_run
 from bench.views.run_tables import results_table
+from common.architecture import scaled_autoencoder
 from common.dataset import SOURCES, load_pictures
 from common.errors import UsageError, check_number
 
@@ -39,6 +41,7 @@ class RunOptions(VersionOptions):
     epochs: Annotated[int, typer.Option(help="Timed epochs.")] = DEFAULT_EPOCHS
     samples: Annotated[int | None, typer.Option(help="Pictures an epoch; 128 on a CPU, 50,000 on a GPU.")] = None
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64
+    width: Width = 1.0
     learning_rate: Annotated[float, typer.Option(help="Of plain SGD.")] = 0.001
     seed: Annotated[int, typer.Option(help="Of the weights, the order and the photo crops.")] = 0
     data: Annotated[str, typer.Option(help="auto, cifar10 or photos.", metavar="SOURCE")] = "auto"
@@ -78,6 +81,7 @@ def run_command(options: RunOptions) -> None:
         verified_sizes=epoch_batch_sizes(samples, options.batch_size),
         learning_rate=options.learning_rate,
         seed=options.seed,
+        width=options.width,
     )
     pictures = load_pictures(options.data, options.data_dir, samples, options.seed)
     runs = prepare_folder(options.out)
@@ -99,6 +103,7 @@ def _check(options: RunOptions) -> None:
     """Raise UsageError for a value that no run can have."""
     check_choice("data source", options.data, SOURCES)
     check_learning_rate(options.learning_rate)
+    scaled_autoencoder(options.width)
     check_number("seed", options.seed, 0)
     for name, value in (
         ("epochs", options.epochs),

@@ -1,1 +1,1 @@
-"""Programs run by hand: the GPU campaign, the A/A test."""
+"""Programs run by hand: the GPU campaign, the A/A test, cost against work."""

@@ -19,7 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from common.architecture import autoencoder
+from common.architecture import Architecture, autoencoder
 from common.device import in_simulator
 from common.errors import UsageError
 from common.network import Network, initial_parameters
@@ -27,6 +27,7 @@ from common.operations import METHODS, STAGE_METHODS, WHOLE_STEP, Operation
 from versions.registry import REGISTRY, BackendInfo
 
 BATCH_SIZE = 64
+NETWORK = autoencoder()
 RECORDED = {**METHODS, **STAGE_METHODS, "prepare": Operation.PREPARE}
 """The methods of a backend that can launch kernels, with the operation under which their launches are recorded."""
 
@@ -171,13 +172,14 @@ def recorded_launches(info: BackendInfo) -> list[Launch]:
     return recorded_step(info).launches
 
 
-def recorded_step(info: BackendInfo, batch_size: int = BATCH_SIZE) -> RecordingRuntime:
+def recorded_step(
+    info: BackendInfo, batch_size: int = BATCH_SIZE, architecture: Architecture = NETWORK
+) -> RecordingRuntime:
     """The launches and products of one training step of a version, then those of the first stage's backward data.
 
     Training never needs the gradient to the picture, but the kernels must be able to compute it, unless the version has
     whole stages only.
     """
-    architecture = autoencoder()
     runtime = RecordingRuntime(info.name)
     backend = gpu_module(info).make_backend(runtime=runtime)
     runtime.watch(backend)
@@ -192,7 +194,9 @@ def recorded_step(info: BackendInfo, batch_size: int = BATCH_SIZE) -> RecordingR
     return runtime
 
 
-def kernel_uses(infos: Iterable[BackendInfo], batch_size: int = BATCH_SIZE) -> list[KernelUse]:
+def kernel_uses(
+    infos: Iterable[BackendInfo], batch_size: int = BATCH_SIZE, architecture: Architecture = NETWORK
+) -> list[KernelUse]:
     """The kernels of these versions in the order of their first launch, one entry for each set of argument types."""
     from common import gpu_kernels
     from common.gpu_jit import kernel_label, stated_ffma
@@ -202,7 +206,7 @@ def kernel_uses(infos: Iterable[BackendInfo], batch_size: int = BATCH_SIZE) -> l
     for info in infos:
         for module in reversed(gpu_modules(info)):  # where two hold a kernel, the name in ``gpu`` counts
             names.update(kernels_of(module))
-        for launch in recorded_step(info, batch_size).launches:
+        for launch in recorded_step(info, batch_size, architecture).launches:
             grouped.setdefault((launch.kernel, launch.types), []).append(launch)
     return [
         KernelUse(

@@ -22,10 +22,10 @@ from math import ceil
 
 from bench.kernels.cards import Card
 from bench.kernels.compiler import machine_codes
-from bench.kernels.launches import Product, Shape, kernel_uses, recorded_step
+from bench.kernels.launches import NETWORK, Product, Shape, kernel_uses, recorded_step
 from bench.records.kernels import CodeCounts, MachineCode
 from bench.records.predictions import Prediction, StepPrediction
-from common.architecture import autoencoder
+from common.architecture import Architecture
 from common.operations import Operation
 from common.work import KernelWork
 from versions.registry import BackendInfo
@@ -156,17 +156,18 @@ def predict_step(
     return StepPrediction(card.name, parts, _assumptions(card))
 
 
-def predict_version(info: BackendInfo, batch_size: int, card: Card) -> StepPrediction:
+def predict_version(
+    info: BackendInfo, batch_size: int, card: Card, architecture: Architecture = NETWORK
+) -> StepPrediction:
     """Link every kernel of a version that states its work, and predict the time of a training step."""
-    architecture = autoencoder()
-    uses = kernel_uses([info], batch_size)
+    uses = kernel_uses([info], batch_size, architecture)
     built: dict[Key, list[Built]] = {}
     for use, code in zip(uses, machine_codes(uses), strict=True):
         for stage, operation in use.operations:
             shapes = [shape for shape in use.shapes if (shape.stage, shape.operation) == (stage, operation)]
             built.setdefault((stage, operation, use.name), []).append(Built(shapes, code))
     products: dict[tuple[str, Operation], list[Product]] = {}
-    for product in recorded_step(info, batch_size).products:
+    for product in recorded_step(info, batch_size, architecture).products:
         products.setdefault((product.stage, product.operation), []).append(product)
     work = [*(info.gpu_work(architecture, batch_size) or ()), *info.shared_gpu_work(architecture, batch_size)]
     return predict_step(card, work, built, products)

@@ -10,6 +10,7 @@ that claims more is not believed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 from collections.abc import Sequence
@@ -28,7 +29,6 @@ from bench.records.documents import start_time
 from bench.records.run import RunRecord, RunRow, RunSettings
 from bench.records.statistics import NOISY_SPREAD, spread
 from bench.views.pictures import SHOWN, strip_png
-from common.architecture import autoencoder
 from common.dataset import Dataset
 
 CEILING_ATTEMPTS = 5
@@ -46,10 +46,13 @@ def run(
     report: OnProgress,
     *,
     time_limit_s: float | None = None,
+    verified: Sequence[RunRow] | None = None,
 ) -> RunRecord:
     """Verify and time; returns the record, marked ``interrupted`` with what there is if Ctrl-C ended it.
 
-    No further round of epochs begins after ``time_limit_s`` seconds; one always runs.
+    No further round of epochs begins after ``time_limit_s`` seconds; one always runs. ``verified`` are the rows of the
+    setup after an earlier verification of this network and batch size, which then is not repeated; one with a reason is
+    not timed.
     """
     record = RunRecord(
         environment=describe_environment(setup.device, setup.threads, command_line),
@@ -62,14 +65,17 @@ def run(
             learning_rate=setup.learning_rate,
             seed=setup.seed,
             precision=setup.precision,
+            width=setup.width,
         ),
-        rows=[RunRow(**setup.row_fields(row_id), peer=isinstance(info, Peer)) for row_id, info in setup.by_row.items()],
+        rows=new_rows(setup) if verified is None else copy.deepcopy(list(verified)),
         started=start_time(),
         originals_png=strip_png(data.images[: min(SHOWN, setup.batch_size)]),
     )
     ends = perf_counter() + time_limit_s if time_limit_s else math.inf
     with Workers(setup) as workers:
         try:
+            if verified is None:
+                workers.verify(record.rows, report)
             _measure(record, data.images, workers, report, ends)
         except KeyboardInterrupt:
             record.interrupted = True
@@ -87,9 +93,13 @@ def run(
     return record
 
 
+def new_rows(setup: Setup) -> list[RunRow]:
+    """A row without results for each version and peer."""
+    return [RunRow(**setup.row_fields(row_id), peer=isinstance(info, Peer)) for row_id, info in setup.by_row.items()]
+
+
 def _measure(record: RunRecord, images: np.ndarray, workers: Workers, report: OnProgress, ends: float) -> None:
-    """Everything that needs worker processes, in order."""
-    workers.verify(record.rows, report)
+    """What follows the verification and needs worker processes, in order."""
     try:
         _measure_ceilings(record, workers, report)
     except WorkerError as error:
@@ -114,7 +124,7 @@ def _measure_ceilings(record: RunRecord, workers: Workers, report: OnProgress) -
 def _time_rows(record: RunRecord, workers: Workers, images: Path, report: OnProgress, ends: float) -> None:
     rows, epochs, device = record.rows, record.config.epochs, workers.setup.device
     for row in rows:
-        if row.verified:
+        if row.verified and not row.reason:
             report(f"{row.id}: first epoch, compiling")
             workers.start(row, images)
             time_epoch(row, workers, first=True)
@@ -170,11 +180,14 @@ def shuffled(rows: list[RowT]) -> list[RowT]:
 def judge_speeds(record: RunRecord, workers: Workers, report: OnProgress) -> None:
     """Take out rows that are faster, over a whole epoch, than the machine's largest products.
 
+    A row is held to the products that it really computes: a fast algorithm has fewer.
+
     Other work on the machine can have lowered the ceilings. So they are measured again, up to ``CEILING_ATTEMPTS``
     times while any row lies above them, before a row is called suspicious.
     """
-    flops = record.config.samples * autoencoder().training_flops
-    rates = {row.id: flops / float(np.median(row.epoch_s)) for row in record.rows if row.finished}
+    setup, samples = workers.setup, record.config.samples
+    flops = {row_id: samples * info.training_flops(setup.architecture) for row_id, info in setup.by_row.items()}
+    rates = {row.id: flops[row.id] / float(np.median(row.epoch_s)) for row in record.rows if row.finished}
     for _ in range(CEILING_ATTEMPTS):
         try:
             _measure_ceilings(record, workers, report)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure.peers import Peer
+from common.architecture import Architecture, scaled_autoencoder
 from common.backend import Device, Precision
 from versions.registry import BackendInfo
 
@@ -25,6 +26,13 @@ class WorkerTask:
     seed: int
     images: str | None
     """A ``.npy`` file of the pictures to train on; None for a process that does not train."""
+    width: float = 1.0
+    """The network's inner filters, as a multiple of those of width 1."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network to verify or to train."""
+        return scaled_autoencoder(self.width)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,13 @@ class Setup:
     """The batch sizes at which a whole training step is verified."""
     learning_rate: float = 0.001
     seed: int = 0
+    width: float = 1.0
+    """The network's inner filters, as a multiple of those of width 1."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network that is verified and trained; UsageError if no network has this width."""
+        return scaled_autoencoder(self.width)
 
     @property
     def by_row(self) -> dict[str, BackendInfo | Peer]:
@@ -72,6 +87,7 @@ class Setup:
             learning_rate=self.learning_rate,
             seed=self.seed,
             images=str(images) if images else None,
+            width=self.width,
         )
 
     def row_fields(self, row_id: str) -> dict[str, str]:

@@ -25,7 +25,6 @@ from bench.measure.layer_clock import device_clock
 from bench.measure.setup import WorkerTask
 from bench.measure.steps import Steps
 from bench.views.pictures import SHOWN, strip_png
-from common.architecture import autoencoder
 from common.backend import Backend
 from common.network import Network, initial_parameters
 from common.training import Trainer
@@ -112,12 +111,12 @@ class VersionWorker:
 
     def checks(self) -> list[Check]:
         """Every check there is."""
-        return verify(self.backend, autoencoder(), batch_sizes=self.task.verified_sizes)
+        return verify(self.backend, self.task.architecture, batch_sizes=self.task.verified_sizes)
 
     @cached_property
     def trainer(self) -> Trainer | peers.TorchTrainer:
         """The network in training, with the pictures on the device."""
-        task, architecture = self.task, autoencoder()
+        task, architecture = self.task, self.task.architecture
         network = Network(self.backend, architecture, task.batch_size, initial_parameters(architecture, task.seed))
         network.poison()
         trainer = Trainer(network, np.load(task.images), learning_rate=task.learning_rate, seed=task.seed)
@@ -127,7 +126,7 @@ class VersionWorker:
     @cached_property
     def steps(self) -> Steps:
         """The network in training, step by step."""
-        return Steps(self.backend, autoencoder(), np.load(self.task.images), self.task)
+        return Steps(self.backend, self.task.architecture, np.load(self.task.images), self.task)
 
     def _peak_memory(self) -> dict[str, int | None]:
         """Peak of this process; on a GPU also what CuPy's pool holds and what NVML sees added. None: not measured."""
@@ -152,12 +151,13 @@ class PeerWorker(VersionWorker):
 
     def checks(self) -> list[Check]:
         """A whole training step at each size of batch."""
-        return [check for n in self.task.verified_sizes for check in peers.peer_checks(self._form, autoencoder(), n)]
+        architecture = self.task.architecture
+        return [check for n in self.task.verified_sizes for check in peers.peer_checks(self._form, architecture, n)]
 
     @cached_property
     def trainer(self) -> peers.TorchTrainer:
         """The network in training, with the pictures on the device."""
-        task, architecture = self.task, autoencoder()
+        task, architecture = self.task, self.task.architecture
         parameters = initial_parameters(architecture, task.seed)
         trainer = peers.TorchTrainer(self._form, architecture, parameters, learning_rate=task.learning_rate)
         trainer.load(np.load(task.images), batch_size=task.batch_size, seed=task.seed)

@@ -25,7 +25,7 @@ GROUPS = {
     "machine": ("cpu", "cores", "memory_bytes", "system"),
     "gpu": ("device", "GPU", "driver"),
     "threads": ("threads",),
-    "data": ("data", "samples", "batch_size", "learning_rate", "seed", "network", "epoch_pictures"),
+    "data": ("data", "samples", "batch_size", "learning_rate", "seed", "network", "width", "epoch_pictures"),
     "math": ("--math", "math"),
 }
 """The settings that two rows must share, under the names that ``--allow`` takes."""

@@ -37,6 +37,8 @@ class RunSettings:
     learning_rate: Positive | None = None
     seed: Count | None = None
     precision: Annotated[str, Field(alias="math")] = "fp32"
+    width: Positive = 1.0
+    """The network's inner filters, as a multiple of those of width 1; files without it are of width 1."""
 
 
 @dataclass(config=CHECKED)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from bench.records.rows import Measurement, VersionRow
 from bench.records.run import RunRecord, RunRow, Summary, read_run, summarise
-from bench.views.words import label_of, percent, ratio, seconds, why_no_time
+from bench.views.words import label_of, network_of, percent, ratio, seconds, why_no_time
 from common.errors import UsageError
 from versions.registry import BASELINE, names
 
@@ -105,7 +105,7 @@ def write_beside(axes: Axes, place: int, end: float, text: str) -> None:
 def entitle(axes: Axes, title: str, *facts: str) -> None:
     """Give a chart its title, and below it in small print what it was measured with."""
     axes.set_title(title, loc="left", fontweight="bold", pad=22)
-    axes.annotate("; ".join(facts), (0, 1), (0, 7), "axes fraction", "offset points", fontsize=9)
+    axes.annotate("; ".join(filter(None, facts)), (0, 1), (0, 7), "axes fraction", "offset points", fontsize=9)
 
 
 def origin(record: Measurement) -> list[str]:
@@ -173,7 +173,7 @@ def _bar_chart(
     axes.set_xlim(0, 1.22 * axes.dataLim.xmax)  # room for the figures
     axes.set_xlabel(words)
     name_bars(axes, [row for row, *_ in bars])
-    entitle(axes, title, *origin(record))
+    entitle(axes, title, *origin(record), network_of(record.config.width))
     return figure
 
 

@@ -9,7 +9,7 @@ from bench.records.layers import planned_buffers
 from bench.records.predictions import StepPrediction
 from bench.views.table import NOTHING, Cell, Column, Group, Row, Table, columns, row
 from bench.views.words import kernel_name, megabytes
-from common.architecture import Architecture, receptive_fields
+from common.architecture import Architecture, autoencoder, receptive_fields
 from common.backend import Device
 from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork
 from versions.registry import REGISTRY, BackendInfo
@@ -73,7 +73,8 @@ def receptive_field_table(architecture: Architecture) -> Table:
         for name, sizes in receptive_fields(architecture)
     ]
     shown = columns("layer", ["largest", "by position"])
-    return Table("receptive field, pixels", shown, [Group(rows)], [DOCUMENT_FIELDS])
+    notes = [DOCUMENT_FIELDS] if architecture == autoencoder() else ["The same at every width."]
+    return Table("receptive field, pixels", shown, [Group(rows)], notes)
 
 
 def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo, device: Device, threads: int) -> Table:
@@ -84,7 +85,8 @@ def memory_table(architecture: Architecture, batch_size: int, info: BackendInfo,
     shown = [*_texts("buffer", "shape"), *columns("purpose", ["MB"])]
     budget = f"The design document's budget at batch {BUDGET_BATCH} is {DOCUMENT_BUDGET_MB} MB."
     caption = f"memory of {info.label} on the {device}, batch {batch_size}"
-    return Table(caption, shown, [Group(rows), Group([total])], [budget] if batch_size == BUDGET_BATCH else [])
+    budgeted = batch_size == BUDGET_BATCH and architecture == autoencoder()
+    return Table(caption, shown, [Group(rows), Group([total])], [budget] if budgeted else [])
 
 
 def work_table(architecture: Architecture, batch_size: int, info: BackendInfo) -> Table | None:

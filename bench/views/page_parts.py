@@ -84,6 +84,8 @@ def summary_text(record: RunRecord) -> str:
             elif summary in peers[:1]:
                 role = f"the fastest peer of {len(peers)}"
                 sentences.append(f"{name}, {role}, takes {time}, {_compared(summary, versions[0])}.")
+    if record.config.width != 1:
+        sentences.append(f"The inner convolutions have {record.config.width:.10g} times the filters of the network.")
     if record.interrupted:
         sentences.append("The run was interrupted: rows may have fewer epochs than asked for.")
     return " ".join(sentences)

@@ -38,6 +38,8 @@ def written(readme: Path, results: Path) -> tuple[str, str]:
     except ValueError:
         raise UsageError(f"{results} is not beneath {folder}: the README cannot link to it") from None
     record = read_run(results)
+    if record.config.width != 1:
+        raise UsageError(f"{results} has width {record.config.width:.10g}: the README shows the network, of width 1")
     chart = file.parent.parent / "charts" / f"{file.stem}_speedup.png"
     if not (folder / chart).is_file():
         raise UsageError(f"{chart} is missing: draw it with convbench plot {results}")

@@ -20,7 +20,9 @@ def results_table(record: RunRecord) -> Table:
     headers = ["checks\npassed", "first\nepoch", "median\nepoch", "spread", "images\nper s"]
     headers += [f"speedup\nover {base}", "final\nloss", "peak\nMB"]
     config = record.config
-    caption = f"{config.samples:,} pictures an epoch, batch {config.batch_size}, on the {record.rows[0].device}"
+    width = words.network_of(config.width)
+    settings = [f"{config.samples:,} pictures an epoch", f"batch {config.batch_size}", width]
+    caption = f"{', '.join(filter(None, settings))}, on the {record.rows[0].device}"
     notes = [
         "First epoch: the warm-up in a fresh process, with compilation. Spread: the range of the epochs as a share of "
         "their median; above 10 % it is noisy.",
@@ -28,6 +30,8 @@ def results_table(record: RunRecord) -> Table:
         f"epochs. A row without one is not compared: it ran on another device or in other arithmetic than {base}.",
         "Peak: on a CPU the largest resident set of the process, on a GPU the device memory that it added.",
     ]
+    if width:
+        notes.append(f"Width: the inner convolutions have {config.width:.10g} times the filters of the network.")
     changing = [run_row.id for run_row in record.rows if run_row.deterministic is False]
     if changing:
         notes.append(f"The same step twice gave different bits: {', '.join(changing)}.")

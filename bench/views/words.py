@@ -79,6 +79,11 @@ def date(started: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
+def network_of(width: float) -> str:
+    """``width 0.5``; nothing for width 1, which is the network."""
+    return "" if width == 1 else f"width {width:.10g}"
+
+
 def label_of(row: VersionRow) -> str:
     """A row's label; a second row of a backend has its number, and TF32 is named."""
     repeat = f", row {row.id.partition('#')[2]}" if "#" in row.id else ""

@@ -60,6 +60,8 @@ BAD = {
         ["'K80'", "T4", "A100", "H100", "H200"],
     ),
     "describe card without GPU": (["describe", "--card", "A100"], ["--card A100", "--device gpu"]),
+    "describe width": (["describe", "--width", "0.3"], ["width 0.3", "from 1/128 to 4", "for example 0.5"]),
+    "run width": (["run", "--width", "nan"], ["width nan", "from 1/128 to 4"]),
     "describe zero": (["describe", "--batch-size", "0"], ["batch size 0"]),
     "check unknown": (["check", "--backend", "v9"], ["'v9'"]),
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.architecture import Architecture, Stage, autoencoder, receptive_fields
+from common.architecture import Architecture, Stage, autoencoder, receptive_fields, scaled_autoencoder
 from common.errors import UsageError
 from common.network import initial_parameters, parameter_shapes, plan_activations
 from versions.registry import find
@@ -17,6 +17,18 @@ def test_counts_of_the_full_network():
     assert network.forward_flops / 1e6 == pytest.approx(349.2, abs=0.05)
     assert network.training_flops / 1e9 == pytest.approx(1.033, abs=0.0005)
     assert [round(stage.flops / 1e6, 1) for stage in network.stages] == [14.2, 151.0, 18.9, 151.0, 14.2]
+
+
+@pytest.mark.parametrize(("width", "filters"), [(1, (256, 128)), (1 / 128, (2, 1)), (4, (1024, 512)), (0.5, (128, 64))])
+def test_a_width_scales_the_inner_filters_and_nothing_else(width, filters):
+    assert scaled_autoencoder(width) == autoencoder(widths=filters)
+    assert scaled_autoencoder(width).output_shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("width", [0.3, 1 / 256, 4.5, 0, -1, float("nan"), float("inf")])
+def test_a_width_without_whole_numbers_of_filters_is_refused(width):
+    with pytest.raises(UsageError, match=f"width {width}: must be from 1/128 to 4 .* for example 0.5"):
+        scaled_autoencoder(width)
 
 
 def test_shapes_of_the_full_network():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.kernels import launches
-from common.architecture import autoencoder
+from common.architecture import autoencoder, scaled_autoencoder
 from common.errors import UsageError
 from common.operations import WHOLE_STEP, Operation
 from versions.registry import REGISTRY, find, names
@@ -66,6 +66,8 @@ def test_a_use_has_the_shapes_of_its_launches_and_what_its_kernel_states():
     assert use.stated_ffma is None
     small = {use.name: use for use in launches.kernel_uses([find("v1")], 8)}["conv2d_forward_kernel"]
     assert max(small.blocks) == max(use.blocks) // 8
+    half = {use.name: use for use in launches.kernel_uses([find("v1")], 64, scaled_autoencoder(0.5))}
+    assert max(half["conv2d_forward_kernel"].blocks) == max(use.blocks) // 2
 
 
 def test_a_kernel_built_for_several_shapes_has_a_use_for_each(monkeypatch):
@@ -82,7 +84,7 @@ def test_a_kernel_built_for_several_shapes_has_a_use_for_each(monkeypatch):
 
     runtime = launches.RecordingRuntime("v1")
     runtime.launches = [build("conv2", 0.7), build("conv4", None)]
-    monkeypatch.setattr(launches, "recorded_step", lambda info, batch_size: runtime)
+    monkeypatch.setattr(launches, "recorded_step", lambda info, batch_size, architecture: runtime)
     first, second = launches.kernel_uses([find("v1")])
     assert first.name == second.name == "built_kernel"
     assert first.shapes == [launches.Shape("conv2", Operation.FORWARD, 8, 32)]

@@ -13,6 +13,7 @@ from bench.kernels.predict import Built, issue_s, loop_turns, predict_kernel, pr
 from bench.records.kernels import CodeCounts, MachineCode
 from bench.views.network_tables import prediction_table
 from bench.views.table import to_rich
+from common.architecture import autoencoder
 from common.errors import UsageError
 from common.operations import Operation
 from common.work import KernelWork
@@ -172,7 +173,7 @@ def drawn(table):
 def test_without_a_disassembler_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(compiler, "check_compilers", lambda: None)
     monkeypatch.setattr(linker, "disassembler", lambda: None)
-    describe._predict(find("v1"), 64, CARD)
+    assert describe._predicted(find("v1"), 64, CARD, autoencoder()) is None
     written = capsys.readouterr()
     assert written.out == f"no predicted times: {linker.DISASSEMBLER_HINT}\n"
     assert written.err == ""

@@ -221,6 +221,7 @@ DIFFERENCES = {
     "samples": ("data", {"config": {"samples": 128}}, "samples: 256 -> 128"),
     "batch": ("data", {"config": {"batch_size": 32}}, "batch_size: 64 -> 32"),
     "learning rate": ("data", {"config": {"learning_rate": 0.1}}, "learning_rate: 0.001 -> 0.1"),
+    "width": ("data", {"config": {"width": 0.5}}, "width: 1.0 -> 0.5"),
     "seed": ("data", {"config": {"seed": 7}}, "seed: 0 -> 7"),
     "math": ("math", {"config": {"math": "tf32"}}, "--math: fp32 -> tf32"),
 }

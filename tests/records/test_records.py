@@ -89,6 +89,17 @@ def test_a_row_in_another_precision_or_on_another_device_has_no_speedup(differen
     assert other.median_s == 2.0
 
 
+def test_a_file_without_a_width_is_of_the_network(tmp_path):
+    made = record(row("v1", [1.0]))
+    made.config.width = 0.5
+    path = write_run(made, prepare_folder(tmp_path))
+    assert read_run(path).config.width == 0.5
+    document = json.loads(path.read_text())
+    del document["config"]["width"]
+    path.write_text(json.dumps(document))
+    assert read_run(path).config.width == 1
+
+
 def test_peers_alone_have_no_speedup():
     (alone,) = summarise([row("torch-eager", [2.0], peer=True)], "v1")
     assert alone.speedup is None

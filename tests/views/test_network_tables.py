@@ -13,7 +13,7 @@ from bench.views.network_tables import (
     work_table,
 )
 from bench.views.table import to_rich
-from common.architecture import autoencoder
+from common.architecture import autoencoder, scaled_autoencoder
 from versions.registry import REGISTRY, names
 
 NETWORK = autoencoder()
@@ -80,6 +80,14 @@ def test_receptive_fields():
     assert row_of(receptive_field_table(NETWORK), "conv1") == ["conv1", "3", ""]
 
 
+def test_what_the_document_says_is_of_the_network_alone():
+    assert receptive_field_table(NETWORK).notes[0].startswith("The network's design document differs")
+    half = receptive_field_table(scaled_autoencoder(0.5))
+    assert half.groups == receptive_field_table(NETWORK).groups
+    assert half.notes == ["The same at every width."]
+    assert row_of(stages_table(scaled_autoencoder(0.5)), "conv2")[2:5] == ["128x16x16", "64x8x8", "73,792"]
+
+
 def test_versions_say_on_which_device_they_run():
     table = versions_table(STATUSES)
     assert [column.header for column in table.columns] == ["version", "idea", "layout", "cpu", "gpu"]
@@ -91,6 +99,7 @@ def test_the_budget_is_named_at_its_batch_size_only():
         "The design document's budget at batch 64 is 625 MB."
     ]
     assert memory_table(NETWORK, 8, REGISTRY[0], "cpu", 2).notes == []
+    assert memory_table(scaled_autoencoder(0.5), 64, REGISTRY[0], "cpu", 2).notes == []
     assert sum(BUDGET_MB.values()) == 621
 
 

@@ -51,6 +51,16 @@ def test_missing_repeated_and_swapped_markers_are_refused(small, text):
     assert readme.read_text() == text
 
 
+def test_results_of_another_width_are_refused(small, tmp_path):
+    readme, _ = small
+    record = run_record(row("v1", 8.0), row("v4", 2.0))
+    record.config.width = 0.5
+    half = write_run(record, tmp_path / "results" / "runs")
+    draw_charts(half, tmp_path / "results" / "charts")
+    with pytest.raises(UsageError, match=r"has width 0\.5: the README shows the network"):
+        written(readme, half)
+
+
 def test_results_without_a_link_or_a_chart_are_refused(small, tmp_path_factory):
     readme, results = small
     with pytest.raises(UsageError, match="names no results file"):

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bench.records.layers import summarise_layers
-from bench.views.charts import COLOURS, colours_of
+from bench.views.charts import COLOURS, colours_of, drawn, run_charts
 from bench.views.layer_tables import ceilings_line, layer_memory_table, operations_table, steps_table
 from bench.views.run_tables import results_table
 from bench.views.table import to_markdown, to_rich
@@ -76,6 +76,18 @@ def test_the_notes_name_the_baseline_and_rows_that_are_not_deterministic(widest)
     notes = " ".join(results_table(changing).notes)
     assert "the median epoch of v3" in notes
     assert "gave different bits: v2" in notes
+
+
+def test_a_width_is_in_caption_notes_and_charts_unless_it_is_1():
+    record = run_record(row("v1", 2.0), row("v4", 1.0))
+    words = ", width 0.5, on the cpu"
+    assert words not in results_table(record).caption
+    record.config.width = 0.5
+    table = results_table(record)
+    assert table.caption.endswith(words)
+    assert any("0.5 times the filters" in note for note in table.notes)
+    for draw in run_charts(record).values():
+        assert b"; width 0.5" in drawn(draw, "svg")
 
 
 def test_rows_beside_the_versions_have_colours_of_their_own():
