@@ -28,6 +28,8 @@ def check_command(options: VersionOptions) -> None:
             say(console, f"{row.label}: {row.reason}")
         elif row.verified:
             largest = f"largest error {answer['worst']:.2f} of the tolerance"
+            if row.error_factor != 1:
+                largest += f", which is {row.error_factor:.1f} times that of a direct sum"
             say(console, f"{row.label} on the {device}: {row.checks} checks passed, {largest}")
         else:
             console.print(f"{row.label} on the {device}: FAILED", style="bold red", highlight=False)

@@ -41,6 +41,10 @@ class Peer:
         """The arithmetic that is used when ``precision`` is asked for: TF32 exists on GPUs only."""
         return precision if device == "gpu" else "fp32"
 
+    def error_factor(self, architecture: Architecture) -> float:
+        """1: it is held to the bound of a direct sum."""
+        return 1.0
+
     def training_flops(self, architecture: Architecture) -> int:
         """FLOPs of a training step for one picture, by direct convolution: what the library does is not known."""
         return architecture.training_flops

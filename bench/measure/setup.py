@@ -90,7 +90,7 @@ class Setup:
             width=self.width,
         )
 
-    def row_fields(self, row_id: str) -> dict[str, str]:
+    def row_fields(self, row_id: str) -> dict[str, str | float]:
         """The fields that every kind of row takes from here."""
         info = self.by_row[row_id]
         return {
@@ -100,6 +100,7 @@ class Setup:
             "device": self.device,
             "layout": info.layout,
             "precision": self.precision_of(info),
+            "error_factor": info.error_factor(self.architecture),
         }
 
 

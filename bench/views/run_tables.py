@@ -32,6 +32,8 @@ def results_table(record: RunRecord) -> Table:
     ]
     if width:
         notes.append(f"Width: the inner convolutions have {config.width:.10g} times the filters of the network.")
+    if any(run_row.error_factor != 1 for run_row in record.rows):
+        notes.append("Bound xN: the version was held to its own error bound, N times that of a direct sum.")
     changing = [run_row.id for run_row in record.rows if run_row.deterministic is False]
     if changing:
         notes.append(f"The same step twice gave different bits: {', '.join(changing)}.")
@@ -40,7 +42,8 @@ def results_table(record: RunRecord) -> Table:
 
 def _row(run_row: RunRow, summary: Summary | None, fastest: float | None) -> Row:
     name = Cell(run_row.id, below=_idea(run_row))
-    checks = Cell(f"{run_row.checks}") if run_row.verified else Cell("NO", tone="bad")
+    bound = f"bound x{run_row.error_factor:.0f}" if run_row.error_factor != 1 else ""
+    checks = Cell(f"{run_row.checks}", below=bound) if run_row.verified else Cell("NO", tone="bad")
     if summary is None:
         return row(name, checks, Cell("no time", below=words.why_no_time(run_row), tone="bad", span=7))
     return row(
