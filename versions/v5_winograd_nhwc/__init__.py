@@ -2,6 +2,7 @@
 
 from versions.v5_winograd_nhwc.gpu_plan import gpu_workspace
 from versions.v5_winograd_nhwc.plan import stage_plan
+from versions.v5_winograd_nhwc.work import gpu_work
 
 
 def workspace(architecture, batch_size, device, threads):
@@ -9,4 +10,4 @@ def workspace(architecture, batch_size, device, threads):
     return gpu_workspace(architecture, batch_size)
 
 
-__all__ = ["stage_plan", "workspace"]
+__all__ = ["gpu_work", "stage_plan", "workspace"]

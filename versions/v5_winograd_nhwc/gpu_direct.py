@@ -122,7 +122,7 @@ def direct_filter_kernel_for(
     SIDE = 1 if POOLED else 2
     load_patch = _patch_loader_for(height=H, width=W, channels=C, windows=WINDOWS, threads=T)
 
-    @gpu_kernel(registers=96, variant=resample or "")
+    @gpu_kernel(registers=96, variant=resample or "", ffma=0.4)
     def direct_filter_kernel(x, dout, route, number, shares, partials):
         # x (N,H,W,C)  dout, route as the stage writes them  partials (shares,K,9*C), then (shares,K)
         bank = cuda.shared.array(BANK, np.float32)

@@ -23,6 +23,13 @@ DIRECT_THREADS = 4 if in_simulator() else 128
 DIRECT_WINDOWS = 2 if in_simulator() else 16  # of a block, side by side
 DIRECT_SHARES = 3 if in_simulator() else 256
 
+# Five products along an axis reach the two outputs of a small pixel: that of its neighbour before with tap 0, its own
+# three, and that of its neighbour after with tap 2.
+REACHING = ((1, 0, 1, 1, 0), (0, 1, 1, 0, 1))
+# From four gradients along an axis, of the two outputs of a small pixel and one on either side, to those of the products
+# with its three taps.
+TAP_GRADIENTS = ((0, 0, 1, 1), (0, 1, 1, 0), (1, 1, 0, 0))
+
 
 @dataclass(frozen=True)
 class Scratch:
@@ -128,7 +135,7 @@ def filter_shares(stage: Stage, count: int, space: Scratch) -> int:
 
 
 def data_shares(stage: Stage, n: int, space: Scratch) -> int:
-    """Shares of the sums over filters and taps in the gradient to a small map; one unless the batch is a single part."""
+    """Shares of the sums over filters and taps in the gradient to a small map; one if the batch goes in parts."""
     if len(parts(stage, n, space)) > 1:
         return 1
     rows = n * small_pixels(stage)

@@ -1,18 +1,18 @@
-"""The kernels around a batch of products: a thread owns a tile of one channel, and its neighbours own the next channels.
+"""The kernels around the products: a thread owns a tile of one channel, and its neighbours own the next channels.
 
-    ======================== ================================ ==========================================================
-    kernel                   reads                            writes
-    ======================== ================================ ==========================================================
-    tile_transform_kernel    pictures, or gradients through   36 planes (tiles, channels), one for each product; nine for
-                             ReLU and pooling                 each small pixel where the map is upsampled
-    filter_transform_kernel  w                                36 planes (K,C)
-    output_transform_kernel  36 planes (tiles, channels)      the output and its route, or the gradient to the input
-    filter_gradient_kernel   36 planes (K,C) in shares        dw
-    tap_sums_kernel          nine products a small pixel      the output and its route
-    ======================== ================================ ==========================================================
+    ======================== ================================= ===================================================
+    kernel                   reads                             writes
+    ======================== ================================= ===================================================
+    tile_transform_kernel    pictures, or gradients through    36 planes (tiles, channels), one for each product;
+                             ReLU and pooling                  nine values a small pixel if the map is upsampled
+    filter_transform_kernel  w                                 36 planes (K,C)
+    output_transform_kernel  36 planes (tiles, channels)       the output and its route, or the gradient to x
+    filter_gradient_kernel   36 planes (K,C) in shares         dw
+    tap_sums_kernel          nine products a small pixel       the output and its route
+    ======================== ================================= ===================================================
 
 Each loads its whole tile before it stores the first value, so that all loads are on their way together, and keeps it in
-registers in between. All arrays are flat, and sizes of a stage are constants.
+registers in between. All arrays are flat, and the sizes of a stage are constants.
 """
 
 from functools import cache
@@ -23,15 +23,8 @@ from numba import cuda
 from common.gpu_jit import BLOCK_BITS, gpu_kernel, unsigned
 from versions.v5_winograd_nhwc.gpu_ends import reader_for, writer_for
 from versions.v5_winograd_nhwc.gpu_lines import transform_for
-from versions.v5_winograd_nhwc.gpu_plan import tap_strides
+from versions.v5_winograd_nhwc.gpu_plan import REACHING, TAP_GRADIENTS, tap_strides
 from versions.v5_winograd_nhwc.winograd import A_T, B_T, OUTPUTS, PRODUCTS, TILE, G, transposed
-
-# Five of the products along an axis reach the two outputs of a small pixel: that of its neighbour before with tap 0, its
-# own three, and that of its neighbour after with tap 2.
-REACHING = ((1, 0, 1, 1, 0), (0, 1, 1, 0, 1))
-# From four gradients along an axis, of the two outputs of a small pixel and one on either side, those to the products of
-# its three taps.
-TAP_GRADIENTS = ((0, 0, 1, 1), (0, 1, 1, 0), (1, 1, 0, 0))
 
 
 @cache
