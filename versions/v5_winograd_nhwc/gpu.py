@@ -210,8 +210,9 @@ class WinogradGpu(GpuBackend):
 
     def _direct_forward(self, stage, x, w, b, out, route, n):
         filters = gpu_plan.DIRECT_THREADS * gpu_plan.DIRECT_FILTERS
-        blocks = gpu_plan.direct_grid(stage).number(n)
-        self._direct(direct_forward_kernel_for, stage, blocks, filters, x, w, b, out, route)
+        grid = gpu_plan.direct_grid(stage)
+        arguments = (x, w, b, out, route, grid.number(n))
+        self._direct(direct_forward_kernel_for, stage, grid.blocks(n), filters, *arguments)
 
     def _direct_gradients(self, stage, x, dout, route, dw, db, n):
         grid = gpu_plan.direct_grid(stage)

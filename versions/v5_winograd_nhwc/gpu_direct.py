@@ -50,57 +50,74 @@ def _patch_loader_for(*, height: int, width: int, channels: int, windows: int, t
 def direct_forward_kernel_for(
     *, height: int, width: int, channels: int, filters: int, resample: str | None, pieces: tuple[int, int, int], threads
 ):
-    """Convolution, bias, ReLU and pooling of a piece: a thread owns ``DIRECT_FILTERS`` filters.
+    """Convolution, bias, ReLU and pooling: a thread owns two filters, and takes one piece after another.
 
     ``pieces`` are the rows of windows of a picture, the pieces of a row, and the windows of a piece.
     """
     C, K, T, F, N = channels, filters, threads, DIRECT_FILTERS, TILE
     ROWS, PIECES, WINDOWS = pieces
-    WEIGHTS, COLUMNS = 9 * channels, 2 * WINDOWS + 2
+    WEIGHTS, LINE, COLUMNS = 9 * channels, 3 * channels, 2 * WINDOWS + 2
     BANK, PATCH, OWN = T * F * WEIGHTS, 4 * COLUMNS * channels, F * WEIGHTS
     load_patch = _patch_loader_for(height=height, width=width, channels=C, windows=WINDOWS, threads=T)
-    write = writer_for(height=height, width=width, filters=K, resample=resample, bias=True, side=2)
+    write = writer_for(height=height, width=width, filters=K, resample=resample, side=2)
 
-    @gpu_kernel(registers=128, variant=resample or "", ffma=0.6)
-    def direct_forward_kernel(x, w, b, out, route):
-        # x (N,H,W,C)  w (K,9*C)  out, route as the stage writes them
+    @device
+    def add_row(patch, weights, window, row, tile1, tile2):
+        # One loop over all weights would be too long for the compiler to unroll.
+        for j in range(LINE):
+            at = (2 * window + row * COLUMNS) * C + j
+            for place in range(4):
+                value = patch[unsigned(at + (place // 2 * COLUMNS + place % 2) * C)]
+                tile1[place // 2 * N + place % 2] += value * weights[2 * (row * LINE + j)]
+                tile2[place // 2 * N + place % 2] += value * weights[2 * (row * LINE + j) + 1]
+
+    @gpu_kernel(registers=112, variant=resample or "", ffma=0.65)
+    def direct_forward_kernel(x, w, b, out, route, number):
+        # x (N,H,W,C)  w (K,9*C)  out, route as the stage writes them; number: pieces of all pictures
         bank = cuda.shared.array(BANK, np.float32)
         patch = cuda.shared.array(PATCH, np.float32)
         t = cuda.threadIdx.x & THREAD_BITS
-        piece = cuda.blockIdx.x & BLOCK_BITS
+        block = cuda.blockIdx.x & BLOCK_BITS
         k0 = (cuda.blockIdx.y & BLOCK_BITS) * (T * F)
-        picture = piece // (ROWS * PIECES)
-        top = piece // PIECES % ROWS * 2
-        left = piece % PIECES * (2 * WINDOWS)
-        load_patch(x, picture, top, left, t, patch)
         for j in range(t, BANK, T):
             value = np.float32(0)
             # The last block has more threads than filters are left.
             if k0 * WEIGHTS + j < K * WEIGHTS:
                 value = w[unsigned(k0 * WEIGHTS + j)]
             bank[unsigned(j)] = value
-        # All read the patch, and weights that others have loaded.
+        # All read weights that others have loaded.
         cuda.syncthreads()
         weights = cuda.local.array(OWN, np.float32)
-        for f in range(F):
-            for j in range(WEIGHTS):
-                weights[f * WEIGHTS + j] = bank[unsigned((f * T + t) * WEIGHTS + j)]
-        for window in range(WINDOWS):
-            for f in range(F):
-                tile = cuda.local.array(8, np.float32)
+        for j in range(WEIGHTS):
+            weights[2 * j] = bank[unsigned(t * WEIGHTS + j)]
+            weights[2 * j + 1] = bank[unsigned((T + t) * WEIGHTS + j)]
+        k1 = k0 + t
+        k2 = k1 + T
+        bias1 = b[unsigned(k1)] if k1 < K else np.float32(0)
+        bias2 = b[unsigned(k2)] if k2 < K else np.float32(0)
+        tile1 = cuda.local.array(8, np.float32)
+        tile2 = cuda.local.array(8, np.float32)
+        for piece in range(block, number, cuda.gridDim.x & BLOCK_BITS):
+            picture = piece // (ROWS * PIECES)
+            top = piece // PIECES % ROWS * 2
+            left = piece % PIECES * (2 * WINDOWS)
+            # All have read the patch of the piece before.
+            cuda.syncthreads()
+            load_patch(x, picture, top, left, t, patch)
+            # All read the patch.
+            cuda.syncthreads()
+            for window in range(WINDOWS):
                 for place in range(4):
-                    tile[place // 2 * N + place % 2] = np.float32(0)
-                for j in range(WEIGHTS):
-                    for place in range(4):
-                        row = j // (3 * C) + place // 2
-                        at = (row * COLUMNS + place % 2) * C + j % (3 * C)
-                        tile[place // 2 * N + place % 2] += (
-                            patch[unsigned(window * (2 * C) + at)] * weights[f * WEIGHTS + j]
-                        )
-                k = k0 + f * T + t
+                    tile1[place // 2 * N + place % 2] = np.float32(0)
+                    tile2[place // 2 * N + place % 2] = np.float32(0)
+                add_row(patch, weights, window, 0, tile1, tile2)
+                add_row(patch, weights, window, 1, tile1, tile2)
+                add_row(patch, weights, window, 2, tile1, tile2)
                 # Threads without a filter have only helped to load.
-                if k < K:
-                    write(tile, b, out, route, picture, top, left + 2 * window, k)
+                if k1 < K:
+                    write(tile1, bias1, out, route, picture, top, left + 2 * window, k1)
+                if k2 < K:
+                    write(tile2, bias2, out, route, picture, top, left + 2 * window, k2)
 
     return direct_forward_kernel
 
@@ -122,7 +139,7 @@ def direct_filter_kernel_for(
     SIDE = 1 if POOLED else 2
     load_patch = _patch_loader_for(height=H, width=W, channels=C, windows=WINDOWS, threads=T)
 
-    @gpu_kernel(registers=96, variant=resample or "", ffma=0.4)
+    @gpu_kernel(registers=112, variant=resample or "", ffma=0.4)
     def direct_filter_kernel(x, dout, route, number, shares, partials):
         # x (N,H,W,C)  dout, route as the stage writes them  partials (shares,K,9*C), then (shares,K)
         bank = cuda.shared.array(BANK, np.float32)

@@ -74,19 +74,18 @@ def reader_for(*, height: int, width: int, channels: int, resample: str | None, 
 
 
 @cache
-def writer_for(*, height: int, width: int, filters: int, resample: str | None, bias: bool, side: int):
-    """A device function that adds the bias, applies ReLU, pools, and stores a square of ``side`` and its route.
+def writer_for(*, height: int, width: int, filters: int, resample: str | None, side: int):
+    """A device function that adds a bias, applies ReLU, pools, and stores a square of ``side`` and its route.
 
     With ``resample`` None there is no ReLU and no route. Only "maxpool" changes the size of what is stored: nothing is
     upsampled. ``side``, ``top`` and ``left`` are even.
     """
-    H, W, K, SIDE, N, BIAS = height, width, filters, side, TILE, bias
+    H, W, K, SIDE, N = height, width, filters, side, TILE
     POOLED_H, POOLED_W = H // 2, W // 2
     RELU = resample is not None
 
     @device
-    def write(tile, b, out, route, picture, top, left, k):
-        added = b[unsigned(k)] if BIAS else np.float32(0)
+    def write(tile, added, out, route, picture, top, left, k):
         start = ((picture * H + top) * W + left) * K + k
         for i in range(SIDE):
             for j in range(SIDE):
@@ -101,8 +100,7 @@ def writer_for(*, height: int, width: int, filters: int, resample: str | None, b
                     out[at] = total
 
     @device
-    def write_pooled(tile, b, out, route, picture, top, left, k):
-        added = b[unsigned(k)] if BIAS else np.float32(0)
+    def write_pooled(tile, added, out, route, picture, top, left, k):
         start = ((picture * POOLED_H + top // 2) * POOLED_W + left // 2) * K + k
         for i in range(SIDE // 2):
             for j in range(SIDE // 2):

@@ -21,13 +21,13 @@ LANES = 4 if in_simulator() else 32  # with fewer filters, lanes take neighbouri
 DIRECT_FILTERS = 2  # of a thread, forward
 DIRECT_THREADS = 4 if in_simulator() else 128
 DIRECT_WINDOWS = 2 if in_simulator() else 16  # of a block, side by side
-DIRECT_SHARES = 3 if in_simulator() else 256
+DIRECT_BLOCKS = 3 if in_simulator() else 512  # forward, with 256 filters each: four for a multiprocessor
+DIRECT_SHARES = 3 if in_simulator() else 256  # backward, with 128 filters a block
 
 # Five products along an axis reach the two outputs of a small pixel: that of its neighbour before with tap 0, its own
 # three, and that of its neighbour after with tap 2.
 REACHING = ((1, 0, 1, 1, 0), (0, 1, 1, 0, 1))
-# From four gradients along an axis, of the two outputs of a small pixel and one on either side, to those of the products
-# with its three taps.
+# Gradients to a small pixel's products with the three taps, from those to its two outputs and one on either side.
 TAP_GRADIENTS = ((0, 0, 1, 1), (0, 1, 1, 0), (1, 1, 0, 0))
 
 
@@ -163,8 +163,12 @@ class DirectGrid:
         """Pieces of n pictures."""
         return n * self.rows * self.pieces
 
+    def blocks(self, n: int) -> int:
+        """Blocks of the forward pass, for each group of filters; each takes one piece after another."""
+        return min(self.number(n), DIRECT_BLOCKS)
+
     def shares(self, n: int) -> int:
-        """Shares of the filter gradient: each a block's pieces."""
+        """Shares of the filter gradient, each the pieces of a block."""
         return min(self.number(n), DIRECT_SHARES)
 
 

@@ -77,10 +77,10 @@ def tile_transform_kernel_for(*, kind: str, height: int, width: int, channels: i
 @cache
 def output_transform_kernel_for(*, height: int, width: int, filters: int, resample: str | None, bias: bool):
     """From 36 planes of products to a 4x4 piece of the output, which ends as the stage does."""
-    H, W, K = height, width, filters
+    H, W, K, BIAS = height, width, filters, bias
     ROWS, COLUMNS = -(-H // OUTPUTS), -(-W // OUTPUTS)
     transform = transform_for(A_T)
-    write = writer_for(height=H, width=W, filters=K, resample=resample, bias=bias, side=OUTPUTS)
+    write = writer_for(height=H, width=W, filters=K, resample=resample, side=OUTPUTS)
 
     @gpu_kernel(registers=96, variant=", ".join(filter(None, (bias and "bias", resample))))
     def output_transform_kernel(products, b, out, route, first, values):
@@ -96,7 +96,8 @@ def output_transform_kernel_for(*, height: int, width: int, filters: int, resamp
             picture = first + place // (ROWS * COLUMNS)
             top = place // COLUMNS % ROWS * OUTPUTS
             left = place % COLUMNS * OUTPUTS
-            write(tile, b, out, route, picture, top, left, i % K)
+            added = b[unsigned(i % K)] if BIAS else np.float32(0)
+            write(tile, added, out, route, picture, top, left, i % K)
 
     return output_transform_kernel
 
@@ -162,7 +163,7 @@ def tap_sums_kernel_for(*, height: int, width: int, filters: int, resample: str 
     SMALL_H, SMALL_W = H // 2, W // 2
     TAP, FILTER = tap_strides(K)
     transform = transform_for(REACHING)
-    write = writer_for(height=H, width=W, filters=K, resample=resample, bias=True, side=2)
+    write = writer_for(height=H, width=W, filters=K, resample=resample, side=2)
 
     @gpu_kernel(registers=80, variant=resample or "")
     def tap_sums_kernel(products, b, out, route, first, values):
@@ -187,7 +188,7 @@ def tap_sums_kernel_for(*, height: int, width: int, filters: int, resample: str 
                     value = products[unsigned(start + (row * SMALL_W + column) * (9 * K) + tap * TAP)]
                 tile[j // 5 * N + j % 5] = value
             transform(tile)
-            write(tile, b, out, route, first + pixel // (SMALL_H * SMALL_W), h * 2, v * 2, k)
+            write(tile, b[unsigned(k)], out, route, first + pixel // (SMALL_H * SMALL_W), h * 2, v * 2, k)
 
     return tap_sums_kernel
 

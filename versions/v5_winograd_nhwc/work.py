@@ -254,18 +254,19 @@ def _taps_product_bytes(stage: Stage, n: int, shares: int = 1) -> int:
 
 def _direct_forward(add: Add, rows: list[KernelWork], stage: Stage, n: int, operation: Operation) -> None:
     grid, k = gpu_plan.direct_grid(stage), stage.out_channels
-    pieces, weights = grid.number(n), TAPS * stage.in_channels
+    blocks, weights = grid.blocks(n), TAPS * stage.in_channels
     groups = -(-k // (gpu_plan.DIRECT_THREADS * gpu_plan.DIRECT_FILTERS))
-    stored = _stored_bytes(stage, n, k, stage.resample)
+    pieces, stored = grid.number(n) / blocks, _stored_bytes(stage, n, k, stage.resample)
     pictures = float_bytes((n, stage.height, stage.width, stage.in_channels))
     add(
         f"direct_forward_kernel{f'[{stage.resample}]' if stage.resample else ''}",
         n * stage.flops,
         pictures + float_bytes((stage.parameter_count,)) + stored,
-        groups * _patch_bytes(stage, n) + float_bytes((pieces, weights, k), (pieces, grid.windows, k)) + stored,
+        groups * _patch_bytes(stage, n) + float_bytes((blocks, weights + 1, k)) + stored,
         # A value of the patch serves every place of the window that it reaches, and all filters of a thread.
         shared_loads_per_fma=16 * stage.in_channels / (4 * weights * gpu_plan.DIRECT_FILTERS),
-        fmas=4 * weights * grid.windows * gpu_plan.DIRECT_FILTERS,
+        fmas=4 * weights * grid.windows * gpu_plan.DIRECT_FILTERS * pieces,
+        rounds=(pieces,),
     )
 
 
