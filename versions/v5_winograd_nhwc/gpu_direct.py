@@ -71,7 +71,7 @@ def direct_forward_kernel_for(
                 tile1[place // 2 * N + place % 2] += value * weights[2 * (row * LINE + j)]
                 tile2[place // 2 * N + place % 2] += value * weights[2 * (row * LINE + j) + 1]
 
-    @gpu_kernel(registers=112, variant=resample or "", ffma=0.65)
+    @gpu_kernel(registers=128, variant=resample or "", ffma=0.65)
     def direct_forward_kernel(x, w, b, out, route, number):
         # x (N,H,W,C)  w (K,9*C)  out, route as the stage writes them; number: pieces of all pictures
         bank = cuda.shared.array(BANK, np.float32)
