@@ -34,13 +34,15 @@ class Operand:
     """A row-major float32 matrix inside a buffer, or a batch of them.
 
     ``offset`` is where the first one starts and ``stride`` the distance from one to the next, both in floats. Stride 0
-    uses the same matrix for the whole batch.
+    uses the same matrix for the whole batch. ``row`` is the distance from the start of a row to that of the next; None
+    if rows lie together.
     """
 
     buffer: Buffer
     offset: int = 0
     stride: int = 0
     transposed: bool = False
+    row: int | None = None
 
     @property
     def address(self) -> int:
@@ -48,9 +50,9 @@ class Operand:
         return self.buffer.device_ctypes_pointer.value + 4 * self.offset
 
     @property
-    def key(self) -> tuple[int, int, int, bool]:
+    def key(self) -> tuple[int, int, int, bool, int | None]:
         """Tells this operand apart from every other while its buffer lives."""
-        return (id(self.buffer), self.offset, self.stride, self.transposed)
+        return (id(self.buffer), self.offset, self.stride, self.transposed, self.row)
 
 
 class CudaRuntime:
@@ -120,14 +122,14 @@ class CudaRuntime:
         key = (m, n, k, batch, accumulate, a.key, b.key, c.key)
         found = self._products.get(key)
         if found is None:
-            lda, ldb = (m if a.transposed else k), (k if b.transposed else n)
+            lda, ldb, ldc = a.row or (m if a.transposed else k), b.row or (k if b.transposed else n), c.row or n
             # cuBLAS reads alpha and beta through host pointers during the call.
             alpha, beta = ONE.ctypes.data, (ONE if accumulate else ZERO).ctypes.data
             sizes = (int(b.transposed), int(a.transposed), n, m, k)  # CUBLAS_OP_N is 0, CUBLAS_OP_T is 1
             if batch == 1:
                 call = partial(
                     self._cublas.sgemm,
-                    self._handle, *sizes, alpha, b.address, ldb, a.address, lda, beta, c.address, n,
+                    self._handle, *sizes, alpha, b.address, ldb, a.address, lda, beta, c.address, ldc,
                 )  # fmt: skip
             else:
                 call = partial(
@@ -136,7 +138,7 @@ class CudaRuntime:
                     b.address, ldb, b.stride,
                     a.address, lda, a.stride,
                     beta,
-                    c.address, n, c.stride,
+                    c.address, ldc, c.stride,
                     batch,
                 )  # fmt: skip
             found = self._products.keep(key, call, [operand.buffer for operand in (a, b, c)])
@@ -201,9 +203,11 @@ class SimulatorRuntime:
         hosts = [operand.buffer.copy_to_host().reshape(-1) for operand in (a, b, c)]
 
         def matrix(operand: Operand, host: np.ndarray, rows: int, columns: int, i: int) -> np.ndarray:
-            first = operand.offset + i * operand.stride
-            flat = host[first : first + rows * columns]
-            return flat.reshape(columns, rows).T if operand.transposed else flat.reshape(rows, columns)
+            if operand.transposed:
+                rows, columns = columns, rows
+            first, row = operand.offset + i * operand.stride, operand.row or columns
+            stored = np.lib.stride_tricks.as_strided(host[first:], (rows, columns), (4 * row, 4))
+            return stored.T if operand.transposed else stored
 
         for i in range(batch):
             left, right = matrix(a, hosts[0], m, k, i), matrix(b, hosts[1], k, n, i)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda has no wheel for this platform")
 
-from common.gpu import CudaRuntime, Operand
+from common.gpu import CudaRuntime, Operand, SimulatorRuntime
 from common.gpu_launch import IdentityCache, Tape
 
 
@@ -79,6 +79,19 @@ class Buffer:
         self.device_ctypes_pointer = ctypes.c_void_p(array.ctypes.data)
 
 
+class HostArray:
+    """As much of a simulated device array as a product of SimulatorRuntime needs."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def copy_to_host(self):
+        return self.array.copy()
+
+    def copy_to_device(self, array):
+        self.array[...] = array
+
+
 @pytest.fixture
 def runtime():
     made = object.__new__(CudaRuntime)
@@ -109,6 +122,27 @@ def test_row_major_products(runtime, batch, transpose_a, transpose_b, accumulate
     a = Operand(Buffer(a), transposed=transpose_a)
     runtime.gemm(m, n, k, a, b, Operand(out, 0, m * n), batch=batch, accumulate=accumulate)
     np.testing.assert_allclose(out.array, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_that_do_not_lie_together(runtime, transposed):
+    """Each of a batch takes some columns of wider matrices, and fills some of another."""
+    m, n, k, batch = 4, 5, 3, 2
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal((rows, 16)).astype(np.float32) for rows in ((k if transposed else m), k, m))
+    shape = (k, m) if transposed else (m, k)
+    for made in (runtime, SimulatorRuntime()):
+        out = np.full_like(c, np.nan)
+        buffers = [Buffer(a), Buffer(b), Buffer(out)]
+        if made is not runtime:
+            buffers = [HostArray(each.array) for each in buffers]
+        operands = [Operand(each, 1, 7, row=16) for each in buffers]
+        made.gemm(m, n, k, replace(operands[0], transposed=transposed), *operands[1:], batch=batch)
+        for first in (1, 8):
+            left = a[:, first : first + shape[1]]
+            expected = (left.T if transposed else left) @ b[:, first : first + n]
+            np.testing.assert_allclose(out[:, first : first + n], expected, rtol=1e-5, atol=1e-5)
+        assert np.isnan(out[:, [0, 6, 7, 13, 14, 15]]).all()
 
 
 @pytest.mark.parametrize("transposed", [False, True])

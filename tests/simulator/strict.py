@@ -340,7 +340,9 @@ def install(monkeypatch) -> Guards:
         return None
 
     def gemm(runtime, m, n, k, a, b, c, *, batch=1, accumulate=False):
-        for letter, operand, size in (("a", a, m * k), ("b", b, k * n), ("c", c, m * n)):
+        for letter, operand, (rows, columns) in (("a", a, (m, k)), ("b", b, (k, n)), ("c", c, (m, n))):
+            rows, columns = (columns, rows) if operand.transposed else (rows, columns)
+            size = (rows - 1) * (operand.row or columns) + columns
             last = operand.offset + (batch - 1) * operand.stride + size
             if operand.offset < 0 or operand.stride < 0 or last > operand.buffer.size:
                 raise KernelError(

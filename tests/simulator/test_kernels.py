@@ -14,13 +14,14 @@ from common.architecture import autoencoder
 from common.device import in_simulator
 from common.gpu_jit import kernel_label
 from common.network import Network, initial_parameters
-from common.verify import convolution_checks, verify
+from common.verify import convolution_checks, stage_checks, verify
 from tests.simulator.labels import kernel_labels
 from tests.support.parity import assert_training_parity
 from versions.registry import find, names
 from versions.v2_tiled_nhwc import plan as v2
 from versions.v3_direct_nchw import plan as v3
 from versions.v4_im2col_gemm_nchw import plan as v4
+from versions.v5_winograd_nhwc import gpu_plan as v5
 
 pytestmark = pytest.mark.simulator
 # (N, C, K, H, W), besides verify's: several tiles on every axis with remainders, few channels, tiny pictures.
@@ -36,6 +37,8 @@ MORE_SHAPES = (
     (1, 1, 1, 1, 1),
     (10, 1, 2, 2, 1),  # more pictures than a sum has rows of threads
 )
+# The same for versions with whole stages only, of which each shape gives five, each in three ways.
+STAGE_SHAPES = ((2, 5, 9, 5, 9), (1, 3, 9, 5, 3), (10, 1, 2, 2, 1))
 each_version = pytest.mark.parametrize("name", names())
 
 
@@ -60,8 +63,9 @@ def verified(name):
     backend.launch_grid = recording
     checks = verify(backend, small=True)
     rng = np.random.default_rng(3)
-    for shape in MORE_SHAPES:
-        checks += convolution_checks(backend, shape, rng)
+    more, one_shape = (STAGE_SHAPES, stage_checks) if backend.whole_stages else (MORE_SHAPES, convolution_checks)
+    for shape in more:
+        checks += one_shape(backend, shape, rng)
     assert len(checks) > 50
     return [check for check in checks if not check.passed], launched
 
@@ -103,6 +107,22 @@ def test_v4_in_parts(monkeypatch):
     backend = find("v4").load("gpu")
     network = assert_training_parity(backend, architecture, steps=1, batch_size=5, samples=5, learning_rate=0.05)
     assert network.batch_size == 5
+
+
+def test_v5_in_parts(monkeypatch):
+    """Less workspace than the batch needs: uneven parts, and gradients added up over them."""
+    architecture, n = autoencoder((4, 4), (5, 4)), 5
+    monkeypatch.setattr(v5, "PART_FLOATS", 400)
+    v5.scratch.cache_clear()
+    try:
+        space = v5.scratch(architecture, n)
+        split = [v5.parts(stage, n, space) for stage in architecture.stages[1:]]
+        assert {len(parts) for parts in split} > {1}
+        assert len({count for parts in split for _, count in parts}) > 1
+        backend = find("v5").load("gpu")
+        assert_training_parity(backend, architecture, steps=1, batch_size=n, samples=n, learning_rate=0.05)
+    finally:
+        v5.scratch.cache_clear()
 
 
 def test_loss_with_more_values_than_threads(monkeypatch):

@@ -34,6 +34,42 @@ def accesses(monkeypatch):
     return counts
 
 
+def single_operations(backend, stage, n, random, *, fused):
+    """What a version made of operations computes in a stage; ``fused`` tells whether its forward pass is one."""
+    c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
+    x, y = (random(activation_shape(backend.layout, n, channels, h, w)) for channels in (c, k))
+    weights, bias = random(filter_shape(backend.layout, k, c)), random((k,))
+    resampled = random(activation_shape(backend.layout, n, k, stage.out_height, stage.out_width))
+    operations = {
+        Operation.FORWARD: lambda data: backend.conv2d_forward(x, weights, bias, y, True),
+        Operation.BACKWARD_DATA: lambda data: backend.conv2d_backward_data(y, weights, x),
+        Operation.BACKWARD_FILTER: lambda data: backend.conv2d_backward_filter(x, y, weights),
+        Operation.BACKWARD_BIAS: lambda data: backend.conv2d_backward_bias(y, bias),
+    }
+    if fused:
+        del operations[Operation.FORWARD]
+        out, kept = (resampled, {"y": y}) if stage.resample else (y, {})
+        operations[Operation.STAGE_FORWARD] = lambda data: backend.stage_forward(stage, x, weights, bias, out, kept)
+    return operations
+
+
+def whole_stage(backend, stage, n, random):
+    """The two passes of a stage of a version that has whole stages only."""
+    c, k, scale = stage.in_channels, stage.out_channels, 2 if stage.upsampled else 1
+    plan = backend.stage_plan(stage, n)
+    x, out = random((n, stage.height // scale, stage.width // scale, c)), random(plan.output.shape)
+    weights, bias = random(filter_shape(backend.layout, k, c)), random((k,))
+    kept = {name: backend.upload(np.zeros(buffer.shape, buffer.dtype)) for name, buffer in plan.kept.items()}
+
+    def backward(data):
+        backend.stage_backward(stage, x, weights, out, kept, weights, bias, x if data else None)
+
+    return {
+        Operation.STAGE_FORWARD: lambda data: backend.stage_forward(stage, x, weights, bias, out, kept),
+        Operation.STAGE_BACKWARD: backward,
+    }
+
+
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("size", [(4, 8), (12, 8)])
 def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
@@ -51,25 +87,15 @@ def test_asked_bytes_are_the_loads_and_stores(name, size, accesses):
         return backend.upload(rng.standard_normal(shape, np.float32))
 
     for i, stage in enumerate(architecture.stages):
-        c, k, h, w = stage.in_channels, stage.out_channels, stage.height, stage.width
-        x, y = (random(activation_shape(backend.layout, n, channels, h, w)) for channels in (c, k))
-        weights, bias = random(filter_shape(backend.layout, k, c)), random((k,))
-        resampled = random(activation_shape(backend.layout, n, k, stage.out_height, stage.out_width))
-        operations = {
-            Operation.FORWARD: lambda x=x, y=y, w=weights, b=bias: backend.conv2d_forward(x, w, b, y, True),
-            Operation.BACKWARD_DATA: lambda x=x, y=y, w=weights: backend.conv2d_backward_data(y, w, x),
-            Operation.BACKWARD_FILTER: lambda x=x, y=y, w=weights: backend.conv2d_backward_filter(x, y, w),
-            Operation.BACKWARD_BIAS: lambda y=y, b=bias: backend.conv2d_backward_bias(y, b),
-        }
-        if i == 0:
-            del operations[Operation.BACKWARD_DATA]
-        if (stage.name, Operation.STAGE_FORWARD) in stated:  # the version fuses what follows the convolution
-            del operations[Operation.FORWARD]
-            operations[Operation.STAGE_FORWARD] = lambda s=stage, x=x, y=y, w=weights, b=bias, out=resampled: (
-                backend.stage_forward(s, x, w, b, out if s.resample else y, {"y": y} if s.resample else {})
-            )
+        operations = (
+            whole_stage(backend, stage, n, random)
+            if info.whole_stages
+            else single_operations(backend, stage, n, random, fused=(stage.name, Operation.STAGE_FORWARD) in stated)
+        )
         for operation, run in operations.items():
+            if i == 0 and operation is Operation.BACKWARD_DATA:
+                continue
             accesses.clear()
-            run()
+            run(data=i > 0)
             counted[stage.name, operation] = accesses["bytes"]
     assert counted == dict(stated)

@@ -5,9 +5,8 @@ from math import prod
 import pytest
 
 from common.architecture import Stage, autoencoder
-from common.network import flat_offsets, parameter_shapes
+from common.network import flat_offsets, parameter_shapes, plan_activations
 from common.operations import Operation
-from common.plans import activation_shape
 from common.work import CEILING_BYTES_PER_S, CEILING_FLOP_PER_S, KernelWork, halo_extent, taps_inside
 from versions.registry import REGISTRY, names
 from versions.v2_tiled_nhwc import plan as v2
@@ -99,16 +98,14 @@ def test_the_workspace_holds_the_shares_of_every_smaller_batch(plan, batch_size)
 
 
 @pytest.mark.parametrize("info", REGISTRY, ids=names())
-def test_gpu_memory_stays_below_300_mb(info):
+def test_gpu_memory_is_bounded(info):
+    """At most 300 MB for the real network at batch 64; for V5, which keeps no full-size map, half of that."""
     architecture = autoencoder()
     _, parameters = flat_offsets(parameter_shapes(architecture, info.layout))
-    activations = sum(
-        prod(activation_shape(info.layout, 64, stage.out_channels, stage.height, stage.width))
-        + prod(activation_shape(info.layout, 64, stage.out_channels, stage.out_height, stage.out_width))
-        for stage in architecture.stages
-    )
+    activations = plan_activations(architecture, 64, info.layout, info.stage_plan)
     workspace = sum(prod(shape) for shape in info.workspace(architecture, 64, "gpu", 1).values())
-    assert 4 * (2 * parameters + activations + workspace) < 300e6
+    total = 4 * (2 * parameters + workspace) + sum(plan.bytes for plan in activations)
+    assert total < (150e6 if info.name == "v5" else 300e6)
 
 
 @pytest.mark.parametrize("info", REGISTRY, ids=names())
@@ -117,12 +114,13 @@ def test_the_flops_of_all_kernels_are_those_of_a_training_step(info):
     work = info.gpu_work(architecture, 64)
     # The convolutions only; second passes, im2col and col2im have few FLOPs, and the maximum leaves them out.
     convolutions = (
-        Operation.FORWARD, Operation.STAGE_FORWARD, Operation.BACKWARD_DATA, Operation.BACKWARD_FILTER
+        Operation.FORWARD, Operation.STAGE_FORWARD, Operation.STAGE_BACKWARD, Operation.BACKWARD_DATA,
+        Operation.BACKWARD_FILTER,
     )  # fmt: skip
     main = {}
     for row in [row for row in work if row.operation in convolutions]:
         main[row.stage, row.operation] = max(main.get((row.stage, row.operation), 0), row.flops)
-    assert sum(main.values()) == 64 * architecture.training_flops
+    assert sum(main.values()) == 64 * info.training_flops(architecture)
     for row in work + info.shared_gpu_work(architecture, 64):
         assert row.least_bytes > 0
         assert row.asked_bytes is None or row.asked_bytes >= row.least_bytes, row

@@ -42,5 +42,6 @@ Run it: ``convbench run --backend v5``
 """
 
 from versions.v5_winograd_nhwc.plan import stage_plan, workspace
+from versions.v5_winograd_nhwc.work import gpu_work
 
-__all__ = ["stage_plan", "workspace"]
+__all__ = ["gpu_work", "stage_plan", "workspace"]
