@@ -18,6 +18,7 @@ OPERATIONS_NOTES = [
     " below zero, noise is larger than it.",
     "Above 100 % of the memory's ceiling, a cache held the operands.",
 ]
+WHOLE_NOTES = ["Whole: the version has no separate operations there. Its FLOPs are those of its own products."]
 PEAKS = {"process_bytes": "process (RSS)", "pool_bytes": "CuPy's pool", "device_bytes": "device (NVML)"}
 STEP_COLUMNS = ("whole step\nms", "spread", "operations\nms", "overhead\nms", "overhead", "GFLOP/s", "of the\nceiling")
 
@@ -65,7 +66,9 @@ def operations_table(summary: LayerSummary) -> Table:
     headers = [f"time\n{unit}", "spread", "GFLOP/s", "GB/s", "of the\nceiling", "bound\nby", "of the\nstep"]
     caption = f"Operations of {label_of(summary.row)}"
     shown = [Group(rows, "" if stage == WHOLE_STEP else stage) for stage, rows in groups.items()]
-    return Table(caption, columns("operation", headers), [*shown, Group(sums)], OPERATIONS_NOTES, tight=True)
+    whole = any(line.name.startswith("whole ") for line in summary.operations)
+    notes = [*OPERATIONS_NOTES, *WHOLE_NOTES] if whole else OPERATIONS_NOTES
+    return Table(caption, columns("operation", headers), [*shown, Group(sums)], notes, tight=True)
 
 
 def steps_table(record: LayersRecord) -> Table:

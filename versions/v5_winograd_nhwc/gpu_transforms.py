@@ -24,7 +24,7 @@ from common.gpu_jit import BLOCK_BITS, gpu_kernel, unsigned
 from versions.v5_winograd_nhwc.gpu_ends import reader_for, writer_for
 from versions.v5_winograd_nhwc.gpu_lines import transform_for
 from versions.v5_winograd_nhwc.gpu_plan import REACHING, TAP_GRADIENTS, tap_strides
-from versions.v5_winograd_nhwc.winograd import A_T, B_T, OUTPUTS, PRODUCTS, TILE, G, transposed
+from versions.v5_winograd_nhwc.winograd import A_T, B_T, G_WHOLE, OUTPUTS, PRODUCTS, SCALE, TILE, transposed
 
 
 @cache
@@ -106,7 +106,7 @@ def output_transform_kernel_for(*, height: int, width: int, filters: int, resamp
 def filter_transform_kernel_for(*, filters: int, channels: int, flipped: bool):
     """G g G^T of every filter and channel, of the window rotated by 180 degrees if ``flipped``."""
     K, C, N = filters, channels, TILE
-    transform = transform_for(G)
+    transform = transform_for(G_WHOLE)
 
     @gpu_kernel(registers=80, variant="flipped" if flipped else "")
     def filter_transform_kernel(w, transformed):
@@ -120,7 +120,7 @@ def filter_transform_kernel_for(*, filters: int, channels: int, flipped: bool):
                 tile[tap // 3 * N + tap % 3] = w[unsigned(start + (8 - tap if flipped else tap) * C)]
             transform(tile)
             for p in range(PRODUCTS):
-                transformed[unsigned(p * (K * C) + i)] = tile[p]
+                transformed[unsigned(p * (K * C) + i)] = SCALE * tile[p]
 
     return filter_transform_kernel
 
@@ -129,7 +129,7 @@ def filter_transform_kernel_for(*, filters: int, channels: int, flipped: bool):
 def filter_gradient_kernel_for(*, filters: int, channels: int):
     """G^T S G, with S the sum of the shares of the products."""
     K, C, N = filters, channels, TILE
-    transform = transform_for(transposed(G))
+    transform = transform_for(transposed(G_WHOLE))
 
     @gpu_kernel(registers=128)
     def filter_gradient_kernel(products, shares, dw, accumulate):
@@ -147,7 +147,7 @@ def filter_gradient_kernel_for(*, filters: int, channels: int):
             start = i // C * (9 * C) + i % C
             for tap in range(9):
                 at = unsigned(start + tap * C)
-                value = tile[tap // 3 * N + tap % 3]
+                value = SCALE * tile[tap // 3 * N + tap % 3]
                 dw[at] = value + dw[at] if accumulate else value
 
     return filter_gradient_kernel
