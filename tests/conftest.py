@@ -19,6 +19,9 @@ SIMULATOR = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 STUB = MARK in os.environ
 collect_ignore = [*([] if SIMULATOR else ["simulator"]), *([] if STUB else ["stub"])]
 
+# How this run is spread over processes is not for the runs of pytest that tests start.
+os.environ.pop("PYTEST_ADDOPTS", None)
+
 # A shell starts what it runs in the background with Ctrl-C ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

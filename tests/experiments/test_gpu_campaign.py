@@ -27,6 +27,7 @@ from bench.experiments.gpu_campaign import (
 )
 from bench.machine.devices import ROOT, DeviceStatus, device_status
 from bench.machine.environment import describe_environment
+from versions.registry import names
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_a_step_that_fails_does_not_affect_the_others(tmp_path, monkeypatch, gpu
     assert found["run"][1].startswith("results: runs/new.json")
     assert found["layers"] == ("FAILED", "it cannot run: No space left on device")
     assert found["bench"] == ("not run", "not asked for")
-    tools = [f"{tool}-{name}" for tool in ("memcheck", "racecheck") for name in ("v1", "v2", "v3", "v4")]
+    tools = [f"{tool}-{name}" for tool in ("memcheck", "racecheck") for name in names()]
     assert list(found)[4:] == tools
     assert {found[tool][0] for tool in tools} == {"passed"}
     assert "bench" not in commands

@@ -49,7 +49,7 @@ def stage_plan(stage: Stage, n: int) -> StagePlan:
     height, width = (stage.out_height, stage.out_width) if stage.resample == "maxpool" else (stage.height, stage.width)
     shape = (n, height, width, stage.out_channels)
     name = f"{stage.name}.maxpool" if stage.resample == "maxpool" else stage.name
-    kept = {"route": BufferPlan(f"{stage.name}.route", shape, "pooling and ReLU decisions", np.uint8)}
+    kept = {"route": BufferPlan(f"{stage.name}.route", shape, "gradient routes", np.uint8)}
     weights = stage.in_channels * stage.out_channels
     direct = n * stage.flops
     products = {
@@ -112,7 +112,7 @@ def workspace(architecture: Architecture, batch_size: int, device: Device, threa
         weights.append(PRODUCTS * padded(c * k))
     return {
         "scratch": (threads, -(-max(scratch) // 16) * 16),
-        "transformed filters, or their gradients": (max(weights),),
+        "transformed filters": (max(weights),),
         "transformed tiles": (PRODUCTS * max(tiles_of_inputs),),
         "products of tiles": (PRODUCTS * max(tiles_of_outputs),),
         "shares of gradients": (max(partials),),
