@@ -20,7 +20,8 @@ STUB = MARK in os.environ
 collect_ignore = [*([] if SIMULATOR else ["simulator"]), *([] if STUB else ["stub"])]
 
 # How this run is spread over processes is not for the runs of pytest that tests start.
-os.environ.pop("PYTEST_ADDOPTS", None)
+for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.pop(name, None)
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -24,6 +24,9 @@ from common.device import usable_cores
 from common.errors import UsageError
 from versions.registry import REGISTRY, BackendInfo, find, names
 
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+"""Whether this is one of several processes of pytest-xdist; read before ``conftest.py`` hides it from children."""
+
 CACHES = ("warm", "cold")
 NETWORKS = ("full", "tiny")
 BATCH_SIZE = 64
@@ -141,7 +144,7 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def is_timed(config: pytest.Config) -> bool:
     """Whether pytest-benchmark will time; pytest-xdist turns that off, because its processes disturb one another."""
-    if config.getoption("dist", "no") != "no" or "PYTEST_XDIST_WORKER" in os.environ:
+    if config.getoption("dist", "no") != "no" or PARALLEL:
         return False
     return config.getoption("benchmark_enable") or not config.getoption("benchmark_disable")
 

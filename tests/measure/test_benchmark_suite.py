@@ -52,6 +52,12 @@ def with_gpu(monkeypatch, available=True):
     monkeypatch.setattr(options, "status_of", statuses.get)
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """As if this were not one of several processes, in which nothing is timed."""
+    monkeypatch.setattr(options, "PARALLEL", False)
+
+
 def ids(settings, operations):
     return [case.id for case in cases(settings, lambda settings, version: operations)]
 

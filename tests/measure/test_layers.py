@@ -505,6 +505,8 @@ def test_the_command_for_real(tmp_path):
         timeout=300,
         check=False,
     )
+    if "other work kept" in done.stderr and "suspicious" in done.stderr:
+        pytest.skip("other work on this machine makes its ceilings lower than what a version reaches")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").iterdir()
     data = read_layers(path)
