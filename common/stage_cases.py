@@ -106,7 +106,7 @@ def _prepare(operands: Operands, stage: Stage, *, integers: bool) -> _Prepared:
         w = (EXACT_UNIT * signs).astype(np.float32)
         b = (EXACT_UNIT * rng.integers(0, 2, stage.out_channels)).astype(np.float32)
     else:
-        base, w, b = operands.normal((len(operands.counts), *shape), 0.3), operands.normal(filters, 0.2), None
+        base, w = operands.normal((len(operands.counts), *shape), 0.3), operands.normal(filters, 0.2)
         b = operands.normal((stage.out_channels,))
     small = takes_small_map(backend, stage)
     x = reference.upsample_forward(base) if stage.upsampled else base

@@ -59,12 +59,6 @@ def add_passed(target, values, route):
 
 
 @njit
-def finish(values, b, out):
-    for c in range(out.size):
-        out[c] = values[c] + b[c]
-
-
-@njit
 def finish_relu(values, b, out, route):
     zero = np.float32(0)
     for c in range(out.size):

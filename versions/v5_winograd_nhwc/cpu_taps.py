@@ -22,7 +22,6 @@ from versions.v5_winograd_nhwc.cpu_lines import (
     clear,
     copy,
     copy_routed,
-    finish,
     finish_relu,
 )  # fmt: skip
 from versions.v5_winograd_nhwc.plan import LANES
@@ -40,6 +39,13 @@ def chunks_of(K):
     return (K + LANES - 1) // LANES
 
 
+@njit
+def packed_start(k, tap, K, C):
+    """Where the weights (C,) of a filter and a tap begin in packed filters: chunk by chunk (9,lanes,C)."""
+    first, lanes = chunk_of(k // LANES, K)
+    return (first * 9 + tap * lanes + k - first) * C
+
+
 @njit(parallel=True)
 def pack_filters(counter, threads, w, packed):
     # w (K,9,C) -> packed (K*9*C,): chunk by chunk (9,lanes,C), so that the products of a tap lie together
@@ -48,9 +54,8 @@ def pack_filters(counter, threads, w, packed):
     for _ in prange(threads):
         k = take(counter)
         while k < K:
-            first, lanes = chunk_of(k // LANES, K)
             for tap in range(taps):
-                start = (first * taps + tap * lanes + k - first) * C
+                start = packed_start(k, tap, K, C)
                 copy(packed[start : start + C], w[k, tap])
             k = take(counter)
 
@@ -98,7 +103,7 @@ def gather_picture(products, lines, total, b, how, first, out, route):
             else:
                 add2(total, lines[1, i, v], lines[2, i, v])
             if how == PLAIN:
-                finish(total, b, out[u, v, first : first + lanes])
+                add2(out[u, v, first : first + lanes], total, b)
             else:
                 finish_relu(total, b, out[u, v, first : first + lanes], route[u, v, first : first + lanes])
 
@@ -232,9 +237,8 @@ def add_shares(counter, threads, partials, bias_partials, dw, db):
     for _ in prange(threads):
         k = take(counter)
         while k < K:
-            first, lanes = chunk_of(k // LANES, K)
             for tap in range(taps):
-                start = (first * taps + tap * lanes + k - first) * C
+                start = packed_start(k, tap, K, C)
                 copy(dw[k, tap], partials[0, start : start + C])
                 for share in range(1, partials.shape[0]):
                     add(dw[k, tap], partials[share, start : start + C])

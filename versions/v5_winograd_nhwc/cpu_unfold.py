@@ -14,11 +14,11 @@ from versions.v5_winograd_nhwc.cpu_lines import (
     PLAIN,
     POOLED,
     add,
+    add2,
     add_passed,
     clear,
     copy,
     copy_routed,
-    finish,
     finish_pool,
     finish_relu,
 )  # fmt: skip
@@ -55,7 +55,7 @@ def finish_rows(y, top, b, how, out, route):
         for i in range(rows):
             for v in range(W):
                 if how == PLAIN:
-                    finish(y[i, v], b, out[top + i, v])
+                    add2(out[top + i, v], y[i, v], b)
                 else:
                     finish_relu(y[i, v], b, out[top + i, v], route[top + i, v])
 

@@ -15,11 +15,11 @@ from versions.v5_winograd_nhwc.cpu_lines import (
     POOLED,
     ROUTED,
     add,
+    add2,
     add_passed,
     clear,
     copy,
     copy_routed,
-    finish,
     finish_pool,
     finish_relu,
 )  # fmt: skip
@@ -79,7 +79,7 @@ def store_tile(s, lanes, b, out, route, how, top, left, first, shape):
             elif how == ROUTED:
                 finish_relu(values, b, target, route[start : start + lanes])
             elif b.size > 0:
-                finish(values, b, target)
+                add2(target, values, b)
             else:
                 copy(target, values)
 

@@ -91,7 +91,7 @@ def workspace(architecture: Architecture, batch_size: int, device: Device, threa
 
         return gpu_workspace(architecture, batch_size)
     scratch, partials = [PRODUCTS * LANES], [0]
-    tiles_of_inputs, tiles_of_outputs, weights = [0], [0], [0]
+    transformed, weights = [0], [0]  # of a group of pictures, on the side of a stage that has more channels
     for stage in architecture.stages:
         c, k, pixels = stage.in_channels, stage.out_channels, stage.height * stage.width
         kind, shares = method(stage), filter_shares(stage, batch_size)
@@ -107,14 +107,13 @@ def workspace(architecture: Architecture, batch_size: int, device: Device, threa
             partials.append(shares * (stage.weight_count + k))
         # Also where a narrow stage is asked for the gradient to its input.
         together = pictures_at_once(stage, batch_size) * tiles(stage)
-        tiles_of_inputs.append(padded(together * max(c, k)))
-        tiles_of_outputs.append(padded(together * max(c, k)))
+        transformed.append(PRODUCTS * padded(together * max(c, k)))
         weights.append(PRODUCTS * padded(c * k))
     return {
         "scratch": (threads, -(-max(scratch) // 16) * 16),
         "transformed filters": (max(weights),),
-        "transformed tiles": (PRODUCTS * max(tiles_of_inputs),),
-        "products of tiles": (PRODUCTS * max(tiles_of_outputs),),
+        "transformed tiles": (max(transformed),),
+        "products of tiles": (max(transformed),),
         "shares of gradients": (max(partials),),
     }
 
